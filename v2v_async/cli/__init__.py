@@ -1,0 +1,1 @@
+"""The edge: command lines in, exit statuses out. Nothing here knows how a guest is converted."""

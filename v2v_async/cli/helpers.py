@@ -1,0 +1,224 @@
+"""The ``helper-v2v-*`` programs: one step each, on an existing v2v directory.
+
+Each takes ``--v2vdir DIR`` and the options of the main command. Options of other steps are
+accepted and not looked at, so that a script can hand ``"$@"`` to all of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from v2v_async.cli import table, virt_v2v
+from v2v_async.cli.convert import version
+from v2v_async.cli.getopt import Option
+from v2v_async.cli.main import _guarded
+from v2v_async.cli.run import run
+from v2v_async.cli.screen import Sink
+from v2v_async.cli.virt_v2v import Words
+from v2v_async.errors import UsageError
+from v2v_async.events import Reporter
+
+_V2VDIR = Option(
+    ("--v2vdir",),
+    metavar="DIR",
+    help="the directory where the steps meet",
+    group="general",
+    argument="required",
+    once=True,
+    files="directory",
+)
+Entry = Callable[[Sequence[str] | None], int]
+"""A console script."""
+Step = Callable[[Path, Reporter], Awaitable[object]]
+
+
+@dataclass(frozen=True, slots=True)
+class Helper:
+    """One program: what it shows, and how it makes its step of the words it is given."""
+
+    prog: str
+    summary: str
+    options: tuple[Option, ...]
+    step: Callable[[Words], Step]
+    phases: tuple[str, ...] = ()
+
+
+def _mode(words: Words, option: str, wanted: str) -> None:
+    """Make ``wanted`` the mode where none was given; refuse another helper's."""
+    from v2v_async.cli import modes
+
+    find = modes.input_mode if option == "-i" else modes.output_mode
+    text = words.last(option)
+    if text is None:
+        words.options[option] = [wanted]
+    elif find(text).name != wanted:
+        kind = "input" if option == "-i" else "output"
+        raise UsageError(
+            f"this helper is for {option} {wanted}, not {option} {text}",
+            hint=f"run helper-v2v-{kind}-{find(text).name} where there is one",
+        )
+
+
+def _input(words: Words) -> Step:
+    _mode(words, "-i", "disk")
+    options = virt_v2v.input_options(words)
+
+    async def step(v2vdir: Path, reporter: Reporter) -> object:
+        from v2v_async import steps
+
+        return await steps.input_step(v2vdir, options, reporter)
+
+    return step
+
+
+def _convert(words: Words) -> Step:
+    options = virt_v2v.convert_options(words)
+    name = words.last("-on")
+
+    async def step(v2vdir: Path, reporter: Reporter) -> object:
+        from v2v_async import steps
+
+        return await steps.convert_step(v2vdir, options, name, reporter)
+
+    return step
+
+
+def _output(wanted: str) -> Callable[[Words], Step]:
+    def make(words: Words) -> Step:
+        # The words after it may be the guest's disks, where a script hands on its own "$@".
+        if not words.words or words.words[0] not in ("setup", "final"):
+            raise UsageError(
+                "say which half of the step", hint="write setup or final before any disk"
+            )
+        is_setup = words.words[0] == "setup"
+        _mode(words, "-o", wanted)
+        options = virt_v2v.output_options(words)
+
+        async def step(v2vdir: Path, reporter: Reporter) -> object:
+            from v2v_async import steps
+
+            if is_setup:
+                return await steps.output_setup_step(v2vdir, options, reporter)
+            return await steps.output_finalize_step(v2vdir, options, reporter)
+
+        return step
+
+    return make
+
+
+def _copy(words: Words) -> Step:
+    options = virt_v2v.copy_options(words)
+
+    async def step(v2vdir: Path, reporter: Reporter) -> object:
+        from v2v_async import steps
+
+        return await steps.copy_step(v2vdir, options, reporter)
+
+    return step
+
+
+_ON = tuple(option for option in table.OUTPUT if option.name == "-on")
+INPUT_DISK = Helper(
+    "helper-v2v-input-disk",
+    "Serve the source's disks as DIR/in1, DIR/in2 … and write DIR/metadata.in.",
+    table.INPUT,
+    _input,
+)
+CONVERT = Helper(
+    "helper-v2v-convert",
+    "Convert the guest on DIR/in1, DIR/in2 … and write DIR/metadata.out.",
+    (*table.CONVERSION, *table.NETWORK, *_ON),
+    _convert,
+)
+OUTPUT_NULL = Helper(
+    "helper-v2v-output-null",
+    "Serve targets that forget what is written (setup), and end them (final).",
+    table.OUTPUT,
+    _output("null"),
+    ("setup", "final"),
+)
+OUTPUT_LOCAL = Helper(
+    "helper-v2v-output-local",
+    "Make and serve the target disks (setup), then describe the guest (final).",
+    table.OUTPUT,
+    _output("local"),
+    ("setup", "final"),
+)
+COPY = Helper(
+    "helper-v2v-copy",
+    "Copy DIR/in1 to DIR/out1, DIR/in2 to DIR/out2 …, all at once.",
+    table.COPY,
+    _copy,
+)
+
+
+def run_helper(helper: Helper, argv: Sequence[str]) -> int:
+    """Run ``helper`` with ``argv``; return its exit status."""
+    words = virt_v2v.read(argv, extra=(_V2VDIR,))
+    if words.wants_help:
+        _parser(helper).print_help()
+        return 0
+    if words.wants_version:
+        Sink(sys.stdout)(version(helper.prog))
+        return 0
+    v2vdir = words.last("--v2vdir")
+    if not v2vdir:
+        raise UsageError("no directory named", hint="add --v2vdir DIR")
+    virt_v2v.refuse_not_built(words, helper.options)
+    step = helper.step(words)
+
+    async def job(reporter: Reporter) -> object:
+        return await step(Path(v2vdir), reporter)
+
+    edge = virt_v2v.edge_options(words)
+    return run(job, edge, helper.prog, warnings=words.warnings, is_plain=True)
+
+
+def _parser(helper: Helper) -> argparse.ArgumentParser:
+    made = table.parser(
+        helper.prog,
+        (_V2VDIR, *helper.options, *table.SCREEN, *table.GENERAL[1:]),
+        helper.summary,
+        epilog="Options of the other steps are accepted and not looked at.",
+    )
+    positional = made._actions[0]  # argparse has no public way to it
+    if helper.phases:
+        positional.metavar, positional.help = "|".join(helper.phases), "which half of the step"
+        positional.nargs = None
+    elif helper is not INPUT_DISK:
+        positional.help = argparse.SUPPRESS
+    return made
+
+
+def _main(helper: Helper, argv: Sequence[str] | None) -> int:
+    words = list(sys.argv[1:] if argv is None else argv)
+    return _guarded(lambda: run_helper(helper, words), helper.prog)
+
+
+def input_disk(argv: Sequence[str] | None = None) -> int:
+    """Run helper-v2v-input-disk."""
+    return _main(INPUT_DISK, argv)
+
+
+def convert(argv: Sequence[str] | None = None) -> int:
+    """Run helper-v2v-convert."""
+    return _main(CONVERT, argv)
+
+
+def output_null(argv: Sequence[str] | None = None) -> int:
+    """Run helper-v2v-output-null."""
+    return _main(OUTPUT_NULL, argv)
+
+
+def output_local(argv: Sequence[str] | None = None) -> int:
+    """Run helper-v2v-output-local."""
+    return _main(OUTPUT_LOCAL, argv)
+
+
+def copy(argv: Sequence[str] | None = None) -> int:
+    """Run helper-v2v-copy."""
+    return _main(COPY, argv)

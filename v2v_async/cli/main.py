@@ -1,0 +1,178 @@
+"""``v2v-async SUBCOMMAND`` and ``virt-v2v-async``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from v2v_async.cli import table, virt_v2v
+from v2v_async.cli.convert import convert, version
+from v2v_async.cli.failure import explain
+from v2v_async.cli.getopt import Given, Option, parse
+from v2v_async.cli.run import report, run
+from v2v_async.cli.screen import Sink, drop_broken_stdout, use_safe_encoding
+from v2v_async.errors import NotBuiltError, UsageError, V2VError
+from v2v_async.events import Reporter
+
+PROG = "v2v-async"
+
+SUBCOMMANDS = {
+    "convert": "convert one guest; takes virt-v2v's own command line",
+    "clean": "find and remove what dead runs left behind",
+    "doctor": "say what is installed, what works and what is missing",
+    "completion": "print a completion script for bash or zsh",
+    "copy": "copy disks between files, devices and NBD (not built yet)",
+    "batch": "convert many guests from a plan (not built yet)",
+    "in-place": "convert a disk where it is (not built yet)",
+    "inspect": "say what is inside a guest (not built yet)",
+    "warm": "migrate while the guest runs (not built yet)",
+    "bench": "measure copying on this machine (not built yet)",
+}
+_BUILT = ("convert", "clean", "doctor", "completion")
+
+_CLEAN_OPTIONS = (
+    *(o for o in table.SCREEN if o.name in ("-q", "-v", "--events", "--colours")),
+    Option(("--help",), help="show this help and stop"),
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run ``v2v-async`` with ``argv`` (default: the process's); return its exit status."""
+    return _guarded(lambda: _dispatch(list(sys.argv[1:] if argv is None else argv)), PROG)
+
+
+def virt_v2v_async(argv: Sequence[str] | None = None) -> int:
+    """Run ``virt-v2v-async``, which is ``v2v-async convert`` by a name of its own."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    return _guarded(lambda: convert(words, "virt-v2v-async"), "virt-v2v-async")
+
+
+def _guarded(work: Callable[[], int], prog: str) -> int:
+    """Return the exit status of ``work`` whatever happens, and leave stdout in peace."""
+    use_safe_encoding()
+    try:
+        return work()
+    except V2VError as error:
+        return report(explain(error), prog)
+    except BrokenPipeError:
+        return 0  # the reader of --help has seen enough
+    except KeyboardInterrupt:
+        return 130
+    except Exception as error:
+        return report(explain(error, verbose="-v" in sys.argv or "--verbose" in sys.argv), prog)
+    finally:
+        drop_broken_stdout()
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser behind --help and completion: it never parses."""
+    from v2v_async.cli.help import HelpFormatter
+
+    made = argparse.ArgumentParser(
+        prog=PROG,
+        usage=f"{PROG} SUBCOMMAND [options]",
+        description="Move virtual machines to KVM. "
+        f"See {PROG} SUBCOMMAND --help for one subcommand.",
+        add_help=False,
+        formatter_class=HelpFormatter,
+    )
+    made.add_argument("--help", action="store_true", help="show this help and stop")
+    made.add_argument("--version", action="store_true", help="show the version and stop")
+    subparsers = made.add_subparsers(title="subcommands", metavar="SUBCOMMAND")
+    for name, text in SUBCOMMANDS.items():
+        if name == "convert":
+            parents = [table.parser(f"{PROG} convert")]
+        elif name == "clean":
+            parents = [_clean_parser()]
+        else:
+            parents = []
+        sub = subparsers.add_parser(
+            name, help=text, parents=parents, add_help=False, formatter_class=HelpFormatter
+        )
+        if name == "completion":
+            sub.add_argument("shell", choices=["bash", "zsh"])
+    return made
+
+
+def _dispatch(argv: list[str]) -> int:
+    if not argv:
+        parser().print_help(sys.stderr)
+        raise UsageError("no subcommand", hint=f"for one guest: {PROG} convert --help")
+    name, *rest = argv
+    if name in ("--help", "-h", "help"):
+        parser().print_help()
+        return 0
+    if name in ("--version", "-V"):
+        Sink(sys.stdout)(version(PROG))
+        return 0
+    if name not in SUBCOMMANDS:
+        raise UsageError(f"unknown subcommand ‘{name}’", hint=_nearest(name))
+    if name not in _BUILT:
+        raise NotBuiltError(f"{PROG} {name}", hint="see v2v-async --help for what is")
+    if name == "convert":
+        return convert(rest, PROG, usage=f"{PROG} convert")
+    if name == "doctor":
+        from v2v_async.cli import doctor
+
+        return doctor.main(rest)
+    return _completion(rest) if name == "completion" else _clean(rest)
+
+
+def _nearest(name: str) -> str:
+    from difflib import get_close_matches
+
+    if name.startswith("-"):
+        return f"options follow a subcommand: {PROG} convert {name} …"
+    near = get_close_matches(name, SUBCOMMANDS, n=1)
+    return f"did you mean {near[0]}?" if near else "one of " + ", ".join(SUBCOMMANDS)
+
+
+def _completion(argv: list[str]) -> int:
+    from v2v_async.cli.help import completion
+
+    if argv == ["bash"] or argv == ["zsh"]:
+        shell = argv[0]
+        Sink(sys.stdout)(completion(parser(), "bash" if shell == "bash" else "zsh"))
+        return 0
+    usage = f"{PROG} completion bash|zsh"
+    if argv == ["--help"]:
+        Sink(sys.stdout)(
+            f"Usage: {usage}\n\nPrint a script that lets the shell complete {PROG}. For bash:\n"
+            f"  {PROG} completion bash > ~/.local/share/bash-completion/completions/{PROG}\n"
+        )
+        return 0
+    raise UsageError("completion: no such shell", hint=f"write {usage}")
+
+
+def _clean_parser() -> argparse.ArgumentParser:
+    made = table.parser(
+        f"{PROG} clean",
+        _CLEAN_OPTIONS,
+        "Stop servers and remove directories that dead runs left. Only what a directory's "
+        "state.json proves is theirs is touched.",
+        epilog=None,
+    )
+    positional = made._actions[0]  # argparse has no public way to it
+    positional.metavar, positional.help = "DIR", "v2v directories; default: all in $TMPDIR"
+    return made
+
+
+def _clean(argv: list[str]) -> int:
+    words = virt_v2v.Words()
+    for item in parse(_CLEAN_OPTIONS, argv):
+        if isinstance(item, Given):
+            words.options.setdefault(item.option.name, []).append(item.value or "")
+        else:
+            words.words.append(item.text)
+    if words.has("--help"):
+        _clean_parser().print_help()
+        return 0
+
+    async def job(reporter: Reporter) -> object:
+        from v2v_async.clean import clean
+
+        return await clean([Path(word) for word in words.words], reporter)
+
+    return run(job, virt_v2v.edge_options(words), PROG)

@@ -1,0 +1,64 @@
+"""A negotiated connection: a handle together with what its server can do."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import anyio
+import anyio.to_thread
+
+from v2v_async.handle import BASE_ALLOCATION, ExportInfo, Handle
+
+CONNECT_TIMEOUT_S = 30.0
+"""A local server answers in milliseconds; a remote one behind nbdkit may log in first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Connection:
+    """``handle`` is connected to ``endpoint`` (a socket path or URI); ``info`` was negotiated."""
+
+    endpoint: str
+    handle: Handle
+    info: ExportInfo
+
+
+async def open_connection(
+    endpoint: str, *, contexts: Sequence[str] = (BASE_ALLOCATION,), timeout_s: float | None = None
+) -> Connection:
+    """Connect and negotiate, without I/O on the disk. The caller closes ``handle``.
+
+    Raises:
+        ConnectError: nobody is there, or negotiation failed.
+        TimeoutError: the server did not answer in ``timeout_s`` (default 30 s).
+    """
+    handle = Handle(contexts)
+
+    def connect() -> ExportInfo:
+        handle.connect(endpoint)
+        return handle.info()
+
+    with anyio.fail_after(timeout_s if timeout_s is not None else CONNECT_TIMEOUT_S):
+        # A server that accepts and says nothing holds the thread until its socket closes.
+        info = await anyio.to_thread.run_sync(connect, abandon_on_cancel=True)
+    return Connection(endpoint, handle, info)
+
+
+@asynccontextmanager
+async def connected(
+    endpoint: str, *, contexts: Sequence[str] = (BASE_ALLOCATION,)
+) -> AsyncIterator[Connection]:
+    """Have a connection for the duration of a block, and close it politely."""
+    connection = await open_connection(endpoint, contexts=contexts)
+    try:
+        yield connection
+    finally:
+        with anyio.CancelScope(shield=True):
+            await anyio.to_thread.run_sync(connection.handle.close)
+
+
+async def export_info(endpoint: str) -> ExportInfo:
+    """Connect only to learn what an export is."""
+    async with connected(endpoint) as connection:
+        return connection.info

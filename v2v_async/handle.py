@@ -1,0 +1,289 @@
+"""One libnbd handle. The only module that imports ``nbd``.
+
+The bindings release the GIL in every call, so handles of several threads run side by side; one
+handle belongs to one thread at a time. A completion callback may only note what happened and
+return 1: submitting on the same handle there deadlocks on its lock, and an exception is lost.
+
+Source: libnbd(3), nbd_aio_pread(3), nbd_aio_get_direction(3).
+"""
+
+from __future__ import annotations
+
+import os
+import socket as sockets
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import nbd
+
+from v2v_async.errors import (
+    ConnectError,
+    ConnectionLostError,
+    NbdError,
+    RequestError,
+    UnsupportedError,
+)
+from v2v_async.redact import redact
+
+BASE_ALLOCATION: str = nbd.CONTEXT_BASE_ALLOCATION
+DIRECTION_READ: int = nbd.AIO_DIRECTION_READ
+DIRECTION_WRITE: int = nbd.AIO_DIRECTION_WRITE
+
+# The default of 208 KiB holds less than one request: with 1 MiB the client's processor time for
+# 2 GiB fell from 1.05-1.3 s to 0.9 s (shared/FACTS.md). net.core.wmem_max bounds it.
+_SOCKET_BUFFER = 1024 * 1024
+
+# Where block sizes are not told, every server must take these (NBD protocol, "Block size
+# constraints"): any alignment, and at most 32 MiB a request.
+_DEFAULT_MAXIMUM = 32 * 1024 * 1024
+_DEFAULT_PREFERRED = 4096
+
+Buffer: TypeAlias = Any
+"""An ``nbd.Buffer`` that shares memory with a bytearray."""
+
+Completion: TypeAlias = Callable[[Any], int]
+"""Called with a C int whose ``value`` is an errno (0: done), on the driving thread; returns 1."""
+
+Entries: TypeAlias = list[tuple[int, int]]
+"""The extents of a reply: (length in bytes, flags)."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExportInfo:
+    """What the server said while negotiating. Sizes are bytes."""
+
+    size: int
+    minimum_block: int
+    preferred_block: int
+    maximum_block: int
+    is_read_only: bool
+    can_multi_conn: bool
+    can_zero: bool
+    can_fast_zero: bool
+    can_trim: bool
+    can_flush: bool
+    can_fua: bool
+    has_extents: bool
+
+
+def share(memory: bytearray | memoryview) -> Buffer:
+    """Return a libnbd buffer on ``memory`` itself: what is read lands there."""
+    return nbd.Buffer.from_buffer(memory)
+
+
+def is_zero(buffer: Buffer, offset: int, length: int) -> bool:
+    """Return whether a range of ``buffer`` is all zeroes (at memory speed)."""
+    return bool(buffer.is_zero(offset, length))
+
+
+class Handle:
+    """A connection to one export. Closed by :meth:`close`, at the latest with the object."""
+
+    def __init__(self, contexts: Sequence[str] = (BASE_ALLOCATION,)) -> None:
+        self._nbd: Any = nbd.NBD()
+        # Our planner keeps within what the server allows; libnbd's own checks would only turn its
+        # mistakes into other errors. Zeroing the buffer before each read is wasted work for us.
+        with suppress(AttributeError, nbd.Error):
+            self._nbd.set_pread_initialize(False)
+        for context in contexts:
+            self._nbd.add_meta_context(context)
+
+    def connect(self, endpoint: str) -> None:
+        """Connect to a Unix socket (an absolute path) or an NBD URI; blocks.
+
+        Raises:
+            ConnectError: nobody is there, or negotiation failed. The handle can't be used again.
+        """
+        try:
+            if endpoint.startswith("/"):
+                self._nbd.connect_unix(endpoint)
+            else:
+                self._nbd.set_uri_allow_local_file(True)
+                self._nbd.connect_uri(endpoint)
+        except nbd.Error as error:
+            raise ConnectError(
+                f"can't connect to ‘{redact(endpoint)}’: {_reason(error)}", errno=_errno(error)
+            ) from error
+        self._enlarge_socket_buffers()
+
+    def info(self) -> ExportInfo:
+        """Return what was negotiated.
+
+        Raises:
+            NbdError: the handle is not connected.
+        """
+        handle = self._nbd
+        try:
+            minimum = handle.get_block_size(nbd.SIZE_MINIMUM) or 1
+            preferred = handle.get_block_size(nbd.SIZE_PREFERRED) or _DEFAULT_PREFERRED
+            maximum = handle.get_block_size(nbd.SIZE_MAXIMUM) or _DEFAULT_MAXIMUM
+            return ExportInfo(
+                size=handle.get_size(),
+                minimum_block=minimum,
+                preferred_block=max(preferred, minimum),
+                maximum_block=maximum,
+                is_read_only=handle.is_read_only(),
+                can_multi_conn=handle.can_multi_conn(),
+                can_zero=handle.can_zero(),
+                can_fast_zero=handle.can_fast_zero(),
+                can_trim=handle.can_trim(),
+                can_flush=handle.can_flush(),
+                can_fua=handle.can_fua(),
+                has_extents=handle.can_meta_context(BASE_ALLOCATION),
+            )
+        except nbd.Error as error:
+            raise NbdError(f"can't ask the server: {_reason(error)}") from error
+
+    # Requests. Each raises ConnectionLostError or UnsupportedError where it can't be sent.
+
+    def read(self, buffer: Buffer, offset: int, done: Completion) -> None:
+        """Read into ``buffer`` (all of it) from ``offset``."""
+        self._submit(self._nbd.aio_pread, buffer, offset, done)
+
+    def write(self, buffer: Buffer, offset: int, done: Completion) -> None:
+        """Write ``buffer`` (all of it) at ``offset``; it must stay unchanged until done."""
+        self._submit(self._nbd.aio_pwrite, buffer, offset, done)
+
+    def zero(self, length: int, offset: int, done: Completion) -> None:
+        """Make ``length`` bytes from ``offset`` read as zeroes; the server may make a hole."""
+        self._submit(self._nbd.aio_zero, length, offset, done)
+
+    def block_status(
+        self, length: int, offset: int, told: Callable[[Entries], None], done: Completion
+    ) -> None:
+        """Ask for the ``base:allocation`` extents of a range; ``told`` gets each reply's."""
+
+        def extent(context: str, _offset: int, entries: list[Any], error: Any) -> int:
+            if context == BASE_ALLOCATION and error.value == 0:
+                # The 64-bit call gives pairs, the 32-bit one a flat list.
+                flat = bool(entries) and isinstance(entries[0], int)
+                told(list(zip(entries[::2], entries[1::2], strict=False)) if flat else entries)
+            return 0
+
+        # libnbd 1.16 and newer negotiate 64-bit extents; before, a reply ends at 4 GiB.
+        call = getattr(self._nbd, "aio_block_status_64", self._nbd.aio_block_status)
+        try:
+            call(length, offset, extent, done)
+        except nbd.Error as error:
+            raise self._mapped(error) from error
+
+    def flush(self, done: Completion) -> None:
+        """Ask that all finished writes are on stable storage."""
+        try:
+            self._nbd.aio_flush(done)
+        except nbd.Error as error:
+            raise self._mapped(error) from error
+
+    def read_now(self, length: int, offset: int) -> bytes:
+        """Read and wait; for short uses such as checks.
+
+        Raises:
+            RequestError: the server refused it.
+        """
+        try:
+            return bytes(self._nbd.pread(length, offset))
+        except nbd.Error as error:
+            raise RequestError(
+                "read", offset=offset, length=length, reason=_reason(error), errno=_errno(error)
+            ) from error
+
+    def flush_now(self) -> None:
+        """Flush and wait.
+
+        Raises:
+            RequestError: the server could not.
+        """
+        try:
+            self._nbd.flush()
+        except nbd.Error as error:
+            raise RequestError(
+                "flush", offset=0, length=0, reason=_reason(error), errno=_errno(error)
+            ) from error
+
+    # Driving it from a poll loop.
+
+    def fileno(self) -> int:
+        """Return the descriptor to poll."""
+        return int(self._nbd.aio_get_fd())
+
+    def direction(self) -> int:
+        """Return what to poll for now; changes with each submission and each notification."""
+        return int(self._nbd.aio_get_direction())
+
+    def notify_readable(self) -> None:
+        """Take what has arrived; completions run here.
+
+        Raises:
+            ConnectionLostError: the connection is gone.
+        """
+        self._notify(self._nbd.aio_notify_read)
+
+    def notify_writable(self) -> None:
+        """Send what is waiting; completions may run here.
+
+        Raises:
+            ConnectionLostError: the connection is gone.
+        """
+        self._notify(self._nbd.aio_notify_write)
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether the connection has died or was closed."""
+        return self._nbd is None or self._nbd.aio_is_dead() or self._nbd.aio_is_closed()
+
+    def close(self, *, politely: bool = True) -> None:
+        """Say good-bye and close. Requests in flight must have been waited for.
+
+        nbdkit 1.32 aborts when a client vanishes with requests in flight (shared/FACTS.md).
+        """
+        if politely and not self.is_lost:
+            with suppress(nbd.Error):
+                self._nbd.shutdown()
+        self._nbd = None  # the bindings close a handle when nobody refers to it
+
+    def _submit(self, call: Callable[..., Any], what: Any, offset: int, done: Completion) -> None:
+        try:
+            call(what, offset, done)
+        except nbd.Error as error:
+            raise self._mapped(error) from error
+
+    def _notify(self, call: Callable[[], Any]) -> None:
+        try:
+            call()
+        except nbd.Error as error:
+            raise ConnectionLostError(
+                f"the connection was lost: {_reason(error)}", errno=_errno(error)
+            ) from error
+        if self.is_lost:
+            raise ConnectionLostError("the server closed the connection")
+
+    def _mapped(self, error: Any) -> NbdError:
+        if self.is_lost:
+            return ConnectionLostError(f"the connection was lost: {_reason(error)}")
+        return UnsupportedError(f"the request can't be sent: {_reason(error)}")
+
+    def _enlarge_socket_buffers(self) -> None:
+        # A descriptor of our own, so that closing this object leaves libnbd's alone.
+        with suppress(OSError, nbd.Error):
+            copy = os.dup(self._nbd.aio_get_fd())
+            with sockets.socket(fileno=copy) as connected:
+                for option in (sockets.SO_SNDBUF, sockets.SO_RCVBUF):
+                    connected.setsockopt(sockets.SOL_SOCKET, option, _SOCKET_BUFFER)
+
+
+def version() -> str:
+    """Return libnbd's version."""
+    return str(nbd.NBD().get_version())
+
+
+def _reason(error: Any) -> str:
+    """Return libnbd's message without the name of its own function."""
+    text = str(error.string)
+    head, separator, tail = text.partition(": ")
+    return tail if separator and head.startswith("nbd_") else text
+
+
+def _errno(error: Any) -> int:
+    return int(error.errnum or 0)

@@ -1,0 +1,170 @@
+"""Target files: made under a hidden name, renamed when everything is whole.
+
+::
+
+    .NAME-sda.1f3a….partial ──(copy, fsync)──┐
+    .NAME-sdb.1f3a….partial ─────────────────┼─ rename all, the XML last; fsync of the directory
+    .NAME.xml.1f3a….partial ─────────────────┘
+    .NAME-sda.1f3a….previous   a second link to the earlier file, only while renaming: if one of the
+                               renames fails, the earlier files are put back
+
+A file of the user's is therefore untouched until the new guest is whole. Whoever removes what a
+dead run left only removes ``.partial`` and ``.previous`` names of ``state.json``; a final name
+never: when the run died in the middle of renaming, whole disks of the new guest have it.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import anyio
+import anyio.to_thread
+
+from v2v_async.errors import TargetError
+from v2v_async.v2vdir import OutputFile, V2VDir
+
+# posix_fallocate can't be interrupted: between steps of this size a Ctrl-C is seen.
+_ALLOCATION_STEP = 1024**3
+_NAME_MAX = 255  # on every Linux file system that matters, in bytes
+
+
+def temporary_for(final: Path) -> Path:
+    """Return a new hidden name beside ``final``.
+
+    Raises:
+        TargetError: a name of that length can't be made.
+    """
+    temporary = final.with_name(f".{final.name}.{secrets.token_hex(4)}.partial")
+    # .previous is one byte longer.
+    if len(os.fsencode(temporary.name)) + 1 > _NAME_MAX:
+        raise TargetError(
+            f"the file name ‘{final.name}’ is too long", hint="give a shorter name: -on NAME"
+        )
+    return temporary
+
+
+def make_empty(path: Path) -> None:
+    """Make an empty file that was not there before, with the mode that the umask gives.
+
+    Raises:
+        TargetError: it can't be made.
+    """
+    try:
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666))
+    except OSError as error:
+        raise target_error("make", path, error) from error
+
+
+async def make_raw(path: Path, size: int, *, preallocated: bool) -> None:
+    """Give the file ``path`` a size; when ``preallocated``, blocks for all of it too.
+
+    Raises:
+        TargetError: there is no room, or the file system refuses.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        os.ftruncate(descriptor, size)
+        if preallocated:
+            for offset in range(0, size, _ALLOCATION_STEP):
+                await anyio.to_thread.run_sync(
+                    os.posix_fallocate, descriptor, offset, min(_ALLOCATION_STEP, size - offset)
+                )
+    except OSError as error:
+        raise target_error(f"give {size} bytes to", path, error) from error
+    finally:
+        os.close(descriptor)
+
+
+async def sync(path: Path) -> None:
+    """Have the file's data on the disk.
+
+    Raises:
+        TargetError: a write failed, perhaps long ago.
+    """
+    try:
+        await anyio.to_thread.run_sync(_sync, path)
+    except OSError as error:
+        raise target_error("write", path, error) from error
+
+
+def publish(v2vdir: V2VDir, files: Sequence[OutputFile]) -> None:
+    """Rename each temporary file to its final name, all or none.
+
+    Blocks for a moment. There is no point at which a cancellation could come in between.
+
+    Raises:
+        TargetError: one of them failed. The earlier files are where they were, ours are gone.
+    """
+    previous = _link_previous(v2vdir, files)
+    renamed: list[OutputFile] = []
+    try:
+        for file in files:
+            os.rename(file.temporary, file.final)
+            renamed.append(file)
+    except OSError as error:
+        for file in reversed(renamed):
+            with suppress(OSError):
+                if file.final in previous:
+                    os.rename(previous[file.final], file.final)
+                else:
+                    os.unlink(file.final)
+        raise target_error("rename", Path(files[len(renamed)].final), error) from error
+    finally:
+        for path in previous.values():
+            with suppress(OSError):
+                os.unlink(path)
+        v2vdir.update(files=[f for f in v2vdir.state.files if f not in previous.values()])
+    for directory in {Path(file.final).parent for file in files}:
+        # Not every file system can: then it has its own ideas of what is safe.
+        with suppress(OSError):
+            _sync(directory)
+
+
+def remove_temporary(files: Sequence[OutputFile]) -> None:
+    """Remove those files that have not been renamed. Never fails."""
+    for file in files:
+        with suppress(OSError):
+            os.unlink(file.temporary)
+
+
+def target_error(what: str, path: Path, error: OSError) -> TargetError:
+    """Return the error of a failed system call on a target file."""
+    hints = {
+        errno.ENOSPC: "free space there, or give another directory: -os DIR",
+        errno.EDQUOT: "the quota there is used up: give another directory: -os DIR",
+        errno.EFBIG: "that file system can't hold a file of this size: -os DIR elsewhere",
+        errno.EACCES: "you may not write there",
+        errno.EROFS: "it is read-only",
+        errno.EISDIR: "a directory has that name: move it, or give another name: -on NAME",
+    }
+    return TargetError(f"can't {what} ‘{path}’: {error.strerror}", hint=hints.get(error.errno or 0))
+
+
+def _link_previous(v2vdir: V2VDir, files: Sequence[OutputFile]) -> dict[str, str]:
+    """Give each file that will be replaced a second name; where that can't be, go without."""
+    names = {
+        file.final: file.temporary.removesuffix(".partial") + ".previous"
+        for file in files
+        if os.path.lexists(file.final)
+    }
+    if names:
+        v2vdir.update(files=[*v2vdir.state.files, *names.values()])
+    linked = {}
+    for final, name in names.items():
+        with suppress(OSError):
+            os.link(final, name, follow_symlinks=False)
+            linked[final] = name
+    return linked
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

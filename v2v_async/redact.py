@@ -1,0 +1,27 @@
+"""Take secrets out of what people and logs get to see."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+MASK = "***"
+_URI_PASSWORD = re.compile(r"(?P<head>[a-z][a-z0-9+.-]*://[^/\s:@]*:)[^@/\s]+(?=@)", re.IGNORECASE)
+# Parameters of nbdkit plugins and of virt-v2v whose value is a secret.
+_SECRET_PARAMETER = re.compile(
+    r"(?P<head>\b(?:password|passwd|cookie|proxy-password|tls-psk|token|secret)=)[^\s,]+",
+    re.IGNORECASE,
+)
+_KEY_SELECTOR = re.compile(r"(?P<head>\S+:key:).+")
+
+
+def redact(text: str) -> str:
+    """Return ``text`` with passwords in URIs, secret parameters and LUKS keys masked."""
+    text = _URI_PASSWORD.sub(rf"\g<head>{MASK}", text)
+    text = _SECRET_PARAMETER.sub(rf"\g<head>{MASK}", text)
+    return _KEY_SELECTOR.sub(rf"\g<head>{MASK}", text)
+
+
+def redact_argv(argv: Sequence[str]) -> list[str]:
+    """Return ``argv`` with every secret masked, for messages and logs."""
+    return [redact(argument) for argument in argv]

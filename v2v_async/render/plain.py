@@ -1,0 +1,167 @@
+"""Plain lines for files, pipes and CI logs: seconds since the start, then what happened.
+
+::
+
+    [   0.0] Reading the source's disks and hardware
+    [  12.3] disk 1:  40%  720 MiB of 1.8 GiB, 250 MiB/s, 0:04 left
+
+No cursor movement, no carriage return; colours only where they were asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import TracebackType
+from typing import Self
+
+from v2v_async.events import Event
+from v2v_async.render.state import Disk, RunState
+from v2v_async.render.text import STARTS, clean_lines, lasted, moved, place
+from v2v_async.units import format_duration, format_size
+
+# A line for every 10 % of a disk at most once a second; a slow disk still shows life every 10 s.
+_STEP = 0.10
+_SHORTEST_S = 1.0
+_LONGEST_S = 10.0
+
+_COLOURS = {"warning": "33", "failed": "31", "cancelled": "31", "finished": "32"}
+
+
+class Plain:
+    """Write lines through ``write``; warnings through ``write_warning`` (stderr, as virt-v2v)."""
+
+    name = "screen"
+
+    def __init__(
+        self,
+        write: Callable[[str], object],
+        write_warning: Callable[[str], object] | None = None,
+        *,
+        prog: str = "v2v-async",
+        quiet: bool = False,
+        verbose: bool = False,
+        colours: bool = False,
+        show_progress: bool = True,
+    ) -> None:
+        self._write = write
+        self._write_warning = write_warning or write
+        self._prog = prog
+        self._quiet = quiet
+        self._verbose = verbose
+        self._colours = colours
+        self._show_progress = show_progress
+        self._state = RunState()
+        self._shown: dict[tuple[str, int], tuple[float, float]] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """The streams belong to the edge."""
+
+    def __call__(self, event: Event) -> None:
+        self._state.apply(event)
+        if event.type == "warning":
+            self._warning(event)
+            return
+        if self._quiet:
+            return
+        if event.type == "progress":
+            self._progress(event)
+            return
+        text = self._text(event)
+        if text:
+            self._lines(event, text)
+
+    def _text(self, event: Event) -> str | None:
+        """Return the line for ``event``, or None where there is nothing worth a line."""
+        where = place(event, with_guest=len(self._state.guests) > 1)
+        if event.type == "started":
+            if event.step is None or event.disk is not None:
+                return None
+            title = STARTS.get(event.step, event.step)
+            if event.guest is not None and len(self._state.guests) > 1:
+                title = f"{event.guest}: {title}"
+            return f"{title}: {event.text}" if event.text else title
+        if event.type == "message":
+            return f"{where}: {event.text}" if where and event.disk is not None else event.text
+        if event.type == "retrying":
+            return f"{where}: trying again" + (f": {event.text}" if event.text else "")
+        if event.type == "debug":
+            if not self._verbose:
+                return None
+            return f"{where}: {event.text}" if where else event.text
+        if event.type in ("finished", "failed", "cancelled"):
+            return self._ended(event, where)
+        return None
+
+    def _ended(self, event: Event, where: str) -> str | None:
+        duration = self._state.duration(event)
+        if event.disk is not None and event.type == "finished":
+            if event.bytes is None or event.step not in (None, "copy"):
+                return None
+            return f"{where}: {moved(event.bytes, duration)}"
+        if event.guest is not None and event.step is None and event.type == "finished":
+            return None  # the run's own line follows
+        after = f" after {lasted(duration)}" if duration is not None else ""
+        if event.type == "finished":
+            return f"{where or 'all'} done{after}"
+        # Not the reason: the edge prints that once, at the end, with what to do about it.
+        if event.type == "failed" and not where:
+            return None
+        return f"{where or 'run'} {event.type}{after}"
+
+    def _progress(self, event: Event) -> None:
+        if not self._show_progress or event.disk is None:
+            return
+        key = (event.guest or "", event.disk)
+        disk = self._state.disks.get(key)
+        if disk is None:
+            return
+        time, fraction = self._shown.setdefault(key, (disk.started, 0.0))
+        since = event.time - time
+        risen = disk.fraction - fraction >= _STEP and since >= _SHORTEST_S
+        if risen or since >= _LONGEST_S:
+            self._shown[key] = (event.time, disk.fraction)
+            where = f"disk {event.disk}"
+            if len(self._state.guests) > 1 and event.guest is not None:
+                where = f"{event.guest}, {where}"
+            self._lines(event, f"{where}: {describe_progress(disk, event.time)}")
+
+    def _lines(self, event: Event, text: str) -> None:
+        first, *rest = clean_lines(text)
+        prefix = f"[{self._state.elapsed(event.time):6.1f}] "
+        self._write(self._colour(event.type, prefix + first) + "\n")
+        for line in rest:
+            self._write(" " * len(prefix) + line + "\n")
+
+    def _warning(self, event: Event) -> None:
+        where = place(event, with_guest=len(self._state.guests) > 1)
+        text = f"{where}: {event.text}" if where else str(event.text)
+        first, *rest = clean_lines(text)
+        line = f"{self._prog}: warning: {first}"
+        self._write_warning(self._colour("warning", line) + "\n")
+        for line in rest:
+            self._write_warning("  " + line + "\n")
+
+    def _colour(self, type_: str, text: str) -> str:
+        code = _COLOURS.get(type_)
+        return f"\x1b[{code}m{text}\x1b[0m" if self._colours and code else text
+
+
+def describe_progress(disk: Disk, now: float) -> str:
+    """Return ``40%  720 MiB of 1.8 GiB, 250 MiB/s, 0:04 left``."""
+    text = f"{int(disk.fraction * 100):3}%  {format_size(disk.has_moved)}"
+    if disk.to_move:
+        text += f" of {format_size(disk.to_move)}"
+    rate = disk.rate.at(now)
+    if rate is not None:
+        text += f", {format_size(rate)}/s"
+        if rate > 0 and disk.to_move:
+            text += f", {format_duration((disk.to_move - disk.has_moved) / rate)} left"
+    return text
