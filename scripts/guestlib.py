@@ -203,7 +203,17 @@ def copy_guest(folder: Path, target: Path) -> Path:
 
 def isolated(argv: Sequence[str | Path]) -> list[str | Path]:
     """Put a command where its children and mounts die with it, if this system can."""
-    unshare = ["unshare", "--fork", "--pid", "--kill-child", "--mount"]
+    # setpriv: even a SIGKILL of this script ends the command.
+    unshare = [
+        "setpriv",
+        "--pdeathsig",
+        "KILL",
+        "unshare",
+        "--fork",
+        "--pid",
+        "--kill-child",
+        "--mount",
+    ]
     for options in ([], ["--propagation", "unchanged"]):
         probe = subprocess.run([*unshare, *options, "true"], capture_output=True, check=False)
         if probe.returncode == 0:

@@ -224,7 +224,7 @@ async def _look_at_nbdkit_parts() -> list[Finding]:
     filters = Path(values.get("filterdir", "/nonexistent"))
     found = []
     for name, (is_needed, purpose, package) in PLUGINS.items():
-        base = Finding("plugins", name, "missing", is_needed, "", purpose, package)
+        base = Finding("plugins", name, "missing", is_needed, "", purpose, _unless_here(package))
         if (plugins / f"nbdkit-{name}-plugin.so").exists():
             # A plugin that is there may still not load, for want of a library.
             said = await _ask("nbdkit", name, "--dump-plugin")
@@ -233,11 +233,18 @@ async def _look_at_nbdkit_parts() -> list[Finding]:
             detail = "" if said else "it is installed but can't be loaded"
             base = replace(base, state=state, version=_text(version), detail=detail or purpose)
         found.append(base)
+    of_filters = _unless_here(FILTER_PACKAGE)
     for name, (is_needed, purpose) in FILTERS.items():
         there = (filters / f"nbdkit-{name}-filter.so").exists()
         state = "ok" if there else "missing"
-        found.append(Finding("filters", name, state, is_needed, "", purpose, FILTER_PACKAGE))
+        found.append(Finding("filters", name, state, is_needed, "", purpose, of_filters))
     return found
+
+
+def _unless_here(package: Package) -> Package | None:
+    """Return None for the package that nbdkit itself came in: adding it again brings nothing."""
+    is_here = package_manager() == "apt" and package.apt == "nbdkit"
+    return None if is_here else package
 
 
 async def _look_at_virtualisation(with_appliance: bool, cache: Path | None) -> list[Finding]:

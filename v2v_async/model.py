@@ -144,4 +144,5 @@ class TargetGuest(Model):
     firmware: Literal["bios", "uefi"]
     secure_boot: bool = False
     buses: TargetBuses
+    boot_disk: int | None = Field(default=None, description="index of the disk it boots from")
     nics: list[Nic] = []

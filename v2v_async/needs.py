@@ -102,7 +102,7 @@ PLUGINS: dict[str, tuple[bool, str, Package]] = {
 FILTER_PACKAGE = Package("nbdkit", "nbdkit-basic-filters")
 FILTERS: dict[str, tuple[bool, str]] = {
     "cow": (True, ""),
-    **dict.fromkeys(("cacheextents", "rate", "retry"), (False, "remote sources")),
+    **dict.fromkeys(("rate", "retry"), (False, "remote sources")),
     **dict.fromkeys(("delay", "error", "noextents", "nozero"), (False, "tests")),
 }
 

@@ -56,13 +56,13 @@ def test_a_group_tells_the_purposeful_error_and_names_the_others() -> None:
 
 
 def test_an_unexpected_error_is_called_a_bug_and_traced_only_when_asked() -> None:
-    try:
+    with pytest.raises(KeyError) as caught:
         raise KeyError("x")
-    except KeyError as error:
-        assert "Traceback" not in explain(error).text("p")
-        assert "Traceback" in explain(error, verbose=True).text("p")
-        assert "bug" in explain(error).text("p")
-        assert explain(error).exit_status == 1
+    error = caught.value
+    assert "Traceback" not in explain(error).text("p")
+    assert "Traceback" in explain(error, verbose=True).text("p")
+    assert "bug" in explain(error).text("p")
+    assert explain(error).exit_status == 1
 
 
 def test_a_servers_last_words_and_a_conversions_phase() -> None:

@@ -37,11 +37,11 @@ class Failure:
     def text(self, prog: str) -> str:
         """Return all lines, with a newline at the end, safe for a terminal."""
         first, *rest = clean_lines(redact(self.message)) or [""]
-        made = [f"{prog}: error: {first}", *(f"  {line}" for line in rest)]
+        made = [f"{prog}: error: {first}", *(f"  {line}" for line in rest if line)]
         for label, value in self.lines:
             head, *more = clean_lines(redact(value)) or [""]
             made.append(f"  {label + ':':<6} {head}")
-            made += [f"         {line}" for line in more]
+            made += [f"         {line}" for line in more if line]
         return "\n".join(made) + "\n"
 
     def one_line(self) -> str:

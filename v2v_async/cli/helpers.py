@@ -33,7 +33,7 @@ _V2VDIR = Option(
 )
 Entry = Callable[[Sequence[str] | None], int]
 """A console script."""
-Step = Callable[[Path, Reporter], Awaitable[object]]
+Step = Callable[[Path, Reporter], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,10 +67,10 @@ def _input(words: Words) -> Step:
     _mode(words, "-i", "disk")
     options = virt_v2v.input_options(words)
 
-    async def step(v2vdir: Path, reporter: Reporter) -> object:
+    async def step(v2vdir: Path, reporter: Reporter) -> None:
         from v2v_async import steps
 
-        return await steps.input_step(v2vdir, options, reporter)
+        await steps.input_step(v2vdir, options, reporter)
 
     return step
 
@@ -79,10 +79,10 @@ def _convert(words: Words) -> Step:
     options = virt_v2v.convert_options(words)
     name = words.last("-on")
 
-    async def step(v2vdir: Path, reporter: Reporter) -> object:
+    async def step(v2vdir: Path, reporter: Reporter) -> None:
         from v2v_async import steps
 
-        return await steps.convert_step(v2vdir, options, name, reporter)
+        await steps.convert_step(v2vdir, options, name, reporter)
 
     return step
 
@@ -98,12 +98,13 @@ def _output(wanted: str) -> Callable[[Words], Step]:
         _mode(words, "-o", wanted)
         options = virt_v2v.output_options(words)
 
-        async def step(v2vdir: Path, reporter: Reporter) -> object:
+        async def step(v2vdir: Path, reporter: Reporter) -> None:
             from v2v_async import steps
 
             if is_setup:
-                return await steps.output_setup_step(v2vdir, options, reporter)
-            return await steps.output_finalize_step(v2vdir, options, reporter)
+                await steps.output_setup_step(v2vdir, options, reporter)
+            else:
+                await steps.output_finalize_step(v2vdir, options, reporter)
 
         return step
 
@@ -113,10 +114,10 @@ def _output(wanted: str) -> Callable[[Words], Step]:
 def _copy(words: Words) -> Step:
     options = virt_v2v.copy_options(words)
 
-    async def step(v2vdir: Path, reporter: Reporter) -> object:
+    async def step(v2vdir: Path, reporter: Reporter) -> None:
         from v2v_async import steps
 
-        return await steps.copy_step(v2vdir, options, reporter)
+        await steps.copy_step(v2vdir, options, reporter)
 
     return step
 
@@ -171,8 +172,8 @@ def run_helper(helper: Helper, argv: Sequence[str]) -> int:
     virt_v2v.refuse_not_built(words, helper.options)
     step = helper.step(words)
 
-    async def job(reporter: Reporter) -> object:
-        return await step(Path(v2vdir), reporter)
+    async def job(reporter: Reporter) -> None:
+        await step(Path(v2vdir), reporter)
 
     edge = virt_v2v.edge_options(words)
     return run(job, edge, helper.prog, warnings=words.warnings, is_plain=True)

@@ -115,7 +115,7 @@ SCREEN = (
 GENERAL = (
     Option(("--print-source",), help="describe the source guest and stop"),
     Option(("-V", "--version"), help="show the version and stop"),
-    Option(("--help",), help="show this help and stop"),
+    Option(("--help", "-h"), help="show this help and stop"),
 )
 
 # Old spellings of -ip, -io and -oo, and what virt-v2v accepts and ignores.
@@ -173,7 +173,7 @@ def parser(
 
     made = argparse.ArgumentParser(
         prog=prog,
-        usage=f"{prog} [-i MODE] [options of the input] [-o MODE] [options of the output] GUEST …"
+        usage=f"{prog} [-i MODE] [-i…] [-o MODE] [-o…] [options] GUEST …"
         if options is SHOWN
         else None,
         description=description,

@@ -9,7 +9,8 @@
     …
     gcaps_block_bus = virtio-blk        guestcaps, printed after the conversion: the last block
     …                                   counts
-    target firmware: bios               the last one counts
+    target firmware: bios               2.4 and newer: the last ones count
+    target boot device: 0
     <v2v-inspection>                   -O FILE, 2.8 and newer: firmware, inspection, no guestcaps
 
 Commands of the guest run in between, and what they print is in the same output. A hostile guest
@@ -27,7 +28,8 @@ from pydantic import ValidationError
 
 from v2v_async.model import Firmware, Guestcaps, Inspection, SourceGuest
 
-_INSPECTION, _GUESTCAPS, _FIRMWARE = "i_", "gcaps_", "target firmware: "
+_INSPECTION, _GUESTCAPS = "i_", "gcaps_"
+_FIRMWARE, _BOOT_DEVICE = "target firmware: ", "target boot device: "
 
 
 class PropertyReader:
@@ -36,6 +38,8 @@ class PropertyReader:
     def __init__(self) -> None:
         self.inspection: dict[str, str] = {}
         self.guestcaps: dict[str, str] = {}
+        self.boot_device: int | None = None
+        """Which disk it boots from, counted from 0, where it was printed."""
         self._target_firmware: str | None = None
         self._block: dict[str, str] = {}
         self._prefix = ""
@@ -49,6 +53,9 @@ class PropertyReader:
         """Take the next line, without its newline."""
         if line.startswith(_FIRMWARE):
             self._target_firmware = line.removeprefix(_FIRMWARE).strip()
+        elif line.startswith(_BOOT_DEVICE):
+            device = line.removeprefix(_BOOT_DEVICE).strip()
+            self.boot_device = int(device) if device.isdecimal() else None
         name, separator, value = line.partition(" = ")
         if not separator and line.endswith(" ="):
             name, separator, value = line.removesuffix(" ="), "=", ""

@@ -180,8 +180,17 @@ def _target(
         inspection=inspection,
         firmware="uefi" if firmware == "uefi" else "bios",
         buses=buses,
+        boot_disk=_boot_disk(source, values.boot_device),
         nics=[networks.map(nic) for nic in source.nics],
     )
+
+
+def _boot_disk(source: SourceGuest, device: int | None) -> int | None:
+    """Return the index of the boot disk: as it was told, else the first, as a BIOS would take."""
+    indexes = [disk.index for disk in source.disks]
+    if device is not None and device < len(indexes):
+        return indexes[device]
+    return indexes[0] if indexes else None
 
 
 def _failed(status: int, transcript: Transcript, log: Path) -> ConversionError:

@@ -117,11 +117,14 @@ class DiskCopy:
             if offset >= end:
                 if self.is_known_zero:
                     return None
+                # The source's last block was padded to a whole one of the target.
+                unit = self.geometry.target_block
+                offset = max(offset, -(-end // unit) * unit)
                 end = self.geometry.target_size
             length = min(self.geometry.chunk, end - offset)
             if length <= 0:
                 return None
-            self._position += length
+            self._position = offset + length
             return offset, length
 
     def fail(self, op: str, error: BaseException, offset: int | None = None) -> None:

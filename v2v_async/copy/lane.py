@@ -259,20 +259,21 @@ class Lane:
         slot.pending += 1
 
     def _zero(self, slot: Slot, request: Request) -> None:
-        slot.offset, slot.length = request.offset, request.length
+        wanted = self._padded(request.length)
+        slot.offset, slot.length = request.offset, wanted
         if self.disk.can_zero:
-            done = self._written(slot, request.offset, request.length, "zero")
+            done = self._written(slot, request.offset, wanted, "zero")
             slot.pending = 1
             try:
-                self.target.zero(request.length, request.offset, done)
+                self.target.zero(wanted, request.offset, done)
             except NbdError:
                 self._release(slot)
                 raise
             return
         # The server can't: write them, a buffer at a time; the rest is put back.
-        length = min(request.length, len(self._zeroes))
-        if length < request.length:
-            self._next = Request(request.offset + length, request.length - length, is_zero=True)
+        length = min(wanted, len(self._zeroes))
+        if length < wanted:
+            self._next = Request(request.offset + length, wanted - length, is_zero=True)
         done = self._written(slot, request.offset, length, "zero")
         slot.pending = 1
         self._hold(slot, length)
@@ -302,12 +303,16 @@ class Lane:
     # What a buffer holds.
 
     def _pad(self, slot: Slot) -> int:
-        """Fill the last block of a disk that does not end on one of the target's; return length."""
-        unit = self.disk.geometry.target_block
-        length = -(-slot.length // unit) * unit
+        """Fill up what was read to a whole block of the target with zeroes; return its length."""
+        length = self._padded(slot.length)
         if length != slot.length:
             slot.view[slot.length : length] = bytes(length - slot.length)
         return length
+
+    def _padded(self, length: int) -> int:
+        """Round up; only the end of a disk may lie off the target's blocks."""
+        unit = self.disk.geometry.target_block
+        return -(-length // unit) * unit
 
     def _pieces(self, slot: Slot, length: int) -> list[Piece]:
         """Find runs of zeroes, looking first at a single word of each block."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from lxml import etree
 
 from v2v_async import __version__
-from v2v_async.model import Guestcaps, Nic, SourceGuest, TargetBuses, TargetGuest
+from v2v_async.model import Guestcaps, Nic, SourceGuest, TargetGuest
 from v2v_async.output.osinfo import os_id
 from v2v_async.output.uefi import UefiFirmware
 from v2v_async.units import drive_letters
@@ -38,8 +38,10 @@ class TargetDisk:
 
 def name_problem(name: str) -> str | None:
     """Return why ``name`` can't be a domain's and part of file names; None when it can."""
-    if not name:
+    if not name.strip():
         return "it is empty"
+    if name in (".", ".."):
+        return "it names a directory"
     if "/" in name:
         return "it has a slash"
     if "\n" in name or "\0" in name or _NOT_XML.search(name):
@@ -81,7 +83,7 @@ def domain_xml(
     for event, action in (("poweroff", "destroy"), ("reboot", "restart"), ("crash", "restart")):
         _add(domain, f"on_{event}", action)
     devices = etree.SubElement(domain, "devices")
-    _disks(devices, target.buses, caps, disks)
+    _disks(devices, target, disks)
     for nic in target.nics:
         _nic(devices, nic, caps)
     _screen_and_sound(devices, source)
@@ -99,16 +101,18 @@ def _metadata(domain: etree._Element, target: TargetGuest) -> None:
 
 
 def _cpu(domain: etree._Element, source: SourceGuest, caps: Guestcaps) -> None:
-    if source.cpu_model is None and caps.default_cpu and source.cpu_topology is None:
-        return
+    """The source's model as a minimum; else the host's, since qemu's own default is too old.
+
+    Systems of today want x86-64-v2 or -v3. virt-v2v 2.2 still left the element out; 2.10 has it.
+    """
     cpu = etree.SubElement(domain, "cpu")
     if source.cpu_model is not None:
         cpu.set("match", "minimum")
         if source.cpu_vendor is not None:
             _add(cpu, "vendor", source.cpu_vendor)
         _add(cpu, "model", source.cpu_model, fallback="allow")
-    elif not caps.default_cpu:
-        cpu.set("mode", "host-passthrough")
+    else:
+        cpu.set("mode", "host-model" if caps.default_cpu else "host-passthrough")
     if source.cpu_topology is not None:
         topology = source.cpu_topology
         _add(
@@ -154,12 +158,8 @@ def _os(
     _add(system, "nvram", template=uefi.variables)
 
 
-def _disks(
-    devices: etree._Element,
-    buses: TargetBuses,
-    caps: Guestcaps,
-    disks: Mapping[int, TargetDisk],
-) -> None:
+def _disks(devices: etree._Element, target: TargetGuest, disks: Mapping[int, TargetDisk]) -> None:
+    buses, caps = target.buses, target.guestcaps
     # bus of the model, disks on it, bus in the XML, first letters of the name.
     rows: tuple[tuple[str, list[int | None], str, str], ...] = (
         ("virtio-blk", buses.virtio_blk, "virtio", "vd"),
@@ -183,7 +183,11 @@ def _disks(
             index = fixed[slot] if slot < len(fixed) else None
             if index is not None:
                 transitional = bus == "virtio" and _virtio_model(caps) != "virtio"
-                _fixed_disk(devices, disks[index], bus, name, is_transitional=transitional)
+                element = _fixed_disk(
+                    devices, disks[index], bus, name, is_transitional=transitional
+                )
+                if index == target.boot_disk:
+                    _add(element, "boot", order="1")
             elif slot in removables:
                 _drive(devices, removables[slot].type, bus, name)
         if prefix in first:
@@ -192,13 +196,14 @@ def _disks(
 
 def _fixed_disk(
     devices: etree._Element, disk: TargetDisk, bus: str, name: str, *, is_transitional: bool
-) -> None:
+) -> etree._Element:
     element = etree.SubElement(devices, "disk", type="file", device="disk")
     if is_transitional:
         element.set("model", "virtio-transitional")
     _add(element, "driver", name="qemu", type=disk.format)
     _add(element, "source", file=disk.path)
     _add(element, "target", dev=name, bus=bus)
+    return element
 
 
 def _drive(devices: etree._Element, kind: str, bus: str, name: str) -> None:
@@ -240,7 +245,7 @@ def _kvm_devices(devices: etree._Element, caps: Guestcaps) -> None:
         _add(panic, "address", type="isa", iobase="0x505")
     if caps.virtio_socket:
         vsock = etree.SubElement(devices, "vsock", model=model)
-        # Without a context id libvirt refuses the device.
+        # Each guest needs a context id of its own: libvirt picks one.
         _add(vsock, "cid", auto="yes")
     _add(devices, "input", type="tablet", bus="usb")
     _add(devices, "input", type="mouse", bus="ps2")

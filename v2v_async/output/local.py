@@ -33,7 +33,7 @@ Format = Literal["raw", "qcow2"]
 
 
 class LocalOutput(Output):
-    """Files in ``directory``. ``format`` None: that of the source's first disk."""
+    """Files in ``directory``."""
 
     name = "local"
     option_help = {"compressed": "compress the disks (only with -of qcow2)"}
@@ -42,7 +42,7 @@ class LocalOutput(Output):
         self,
         directory: Path,
         *,
-        format_: Format | None,
+        format_: Format,
         is_preallocated: bool,
         is_compressed: bool,
     ) -> None:
@@ -60,10 +60,14 @@ class LocalOutput(Output):
             )
         if options.password_file is not None:
             raise UsageError("-o local takes no -op: no password is needed")
-        format_: Format | None
+        # virt-v2v's man page says that the default is the source's format. What it does, in 2.2 as
+        # in 2.10, is raw, whatever the source is.
+        format_: Format
         match options.format:
-            case None | "raw" | "qcow2" as known:
-                format_ = known
+            case None | "raw":
+                format_ = "raw"
+            case "qcow2":
+                format_ = "qcow2"
             case other:
                 raise UsageError(f"-of {other}: -o local writes raw or qcow2")
         is_compressed = False
@@ -130,12 +134,11 @@ class LocalOutput(Output):
     ) -> None:
         """Make empty disks under hidden names and serve them."""
         await self.check_source(source, name, reporter)
-        format_ = self._format_for(source)
         for disk, final in zip(source.disks, self._disk_paths(source.disks, name), strict=True):
             temporary = files.temporary_for(final)
             v2vdir.add_output(OutputFile(temporary=str(temporary), final=str(final)))
-            await self._make_disk(temporary, disk.size, format_)
-            command = await self._server(temporary, v2vdir.target_socket(disk.index), format_)
+            await self._make_disk(temporary, disk.size)
+            command = await self._server(temporary, v2vdir.target_socket(disk.index))
             log = v2vdir.log("output", disk.index)
             await servers.start(f"out{disk.index}", command, log=log)
         v2vdir.update(targets=[self._export(disk) for disk in source.disks])
@@ -148,9 +151,8 @@ class LocalOutput(Output):
         )
         made = _made(v2vdir, list(paths.values()))
         uefi = self._uefi(target, reporter)
-        format_ = self._format_for(target.source)
         document = domain_xml(
-            target, {i: TargetDisk(str(p), format_) for i, p in paths.items()}, uefi
+            target, {i: TargetDisk(str(p), self.format) for i, p in paths.items()}, uefi
         )
         xml = self._xml_path(target.name)
         temporary = files.temporary_for(xml)
@@ -170,14 +172,9 @@ class LocalOutput(Output):
         """Remove what has not got its final name yet."""
         files.remove_temporary(v2vdir.state.outputs)
 
-    def _format_for(self, source: SourceGuest) -> Format:
-        if self.format is not None:
-            return self.format
-        return "qcow2" if source.disks and source.disks[0].format == "qcow2" else "raw"
-
-    async def _make_disk(self, path: Path, size: int, format_: Format) -> None:
+    async def _make_disk(self, path: Path, size: int) -> None:
         files.make_empty(path)
-        if format_ == "raw":
+        if self.format == "raw":
             await files.make_raw(path, size, preallocated=self.is_preallocated)
             return
         try:
@@ -189,8 +186,8 @@ class LocalOutput(Output):
         except qemu_img.ImageError as error:
             raise TargetError(error.message, hint="is there room in -os DIR?") from error
 
-    async def _server(self, path: Path, socket: Path, format_: Format) -> ServerCommand:
-        if format_ == "qcow2":
+    async def _server(self, path: Path, socket: Path) -> ServerCommand:
+        if self.format == "qcow2":
             return qemu_nbd.serve_target(path, socket, compress=self.is_compressed)
         return nbdkit.serve_target_file(await nbdkit.probe(), path, socket)
 

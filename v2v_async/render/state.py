@@ -1,8 +1,8 @@
 """What the events so far add up to. Pure: no clock, no output; any order of events is survived.
 
-A disk's fraction counts the bytes that really have to move: once its ``planned`` event has said
-how many hold data, progress is ``copied / data``; until then ``landed / total``. It is 1 only
-after ``finished``, so a failed or cancelled run never reads 100 %.
+A disk's fraction counts the bytes that really have to move, ``copied / data``, where bytes that
+nobody has examined yet count as data; a disk without data falls back to ``landed / total``. It is
+1 only after ``finished``, so a failed or cancelled run never reads 100 %.
 """
 
 from __future__ import annotations
@@ -69,7 +69,6 @@ class Disk:
     index: int
     started: float
     bytes: Bytes = _NO_BYTES
-    is_planned: bool = False
     ended: float | None = None
     outcome: Outcome | None = None
     rate: Rate = field(default_factory=Rate)
@@ -77,14 +76,14 @@ class Disk:
     @property
     def to_move(self) -> int:
         """Bytes that have to move before it is done, as far as known."""
-        if not self.is_planned:
-            return self.bytes.total
-        return max(self.bytes.data, self.bytes.copied)
+        return max(self.bytes.data, self.bytes.copied) or self.bytes.total
 
     @property
     def has_moved(self) -> int:
         """Those of :attr:`to_move` that have landed."""
-        return self.bytes.copied if self.is_planned else min(self.bytes.landed, self.bytes.total)
+        if self.bytes.data or self.bytes.copied:
+            return self.bytes.copied
+        return min(self.bytes.landed, self.bytes.total)
 
     @property
     def fraction(self) -> float:
@@ -95,8 +94,6 @@ class Disk:
 
     def update(self, event: Event) -> None:
         """Take in an event about this disk."""
-        if event.type == "planned":
-            self.is_planned = True
         if event.bytes is not None:
             self.bytes = event.bytes
             self.rate.add(event.time, self.has_moved)

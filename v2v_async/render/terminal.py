@@ -62,7 +62,7 @@ class Terminal:
         self._lock = Lock()
         self._live = Live(
             console=console,
-            get_renderable=self._view,
+            get_renderable=self.view,
             auto_refresh=is_animated,
             refresh_per_second=_REFRESHES,
             transient=True,
@@ -133,7 +133,7 @@ class Terminal:
 
     # What stays.
 
-    def _view(self) -> RenderableType:
+    def view(self) -> RenderableType:
         """Return the live part. Called from rich's thread: an error here would kill the thread."""
         try:
             with self._lock:

@@ -1,0 +1,136 @@
+"""What all tests share: the event loop, real guests, and the proof that nothing is left behind."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+IS_CI = os.environ.get("CI") == "true" or os.environ.get("V2V_REQUIRE_TOOLS") == "1"
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    """The supervisor runs on asyncio."""
+    return "asyncio"
+
+
+def require(*programs: str) -> None:
+    """Skip the test by name where a program is missing; in CI that is a failure."""
+    missing = [name for name in programs if shutil.which(name) is None]
+    if not missing:
+        return
+    text = f"not installed: {', '.join(missing)} (run scripts/setup)"
+    if IS_CI:
+        pytest.fail(text)
+    pytest.skip(text)
+
+
+def processes_naming(text: str) -> list[str]:
+    """Return the command lines of live processes that name ``text``, but for our own family."""
+    ours = {os.getpid(), os.getppid()}
+    found = []
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit() or int(entry.name) in ours:
+            continue
+        try:
+            line = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            state = (entry / "stat").read_text().rpartition(")")[2].split()[0]
+        except OSError:
+            continue
+        if text in line and state != "Z":
+            found.append(f"{entry.name}: {line}")
+    return found
+
+
+def assert_gone(text: str, *, within_s: float = 10.0) -> None:
+    """Assert that no process names ``text`` any more; a process that is just ending may end."""
+    end = time.monotonic() + within_s
+    while found := processes_naming(text):
+        if time.monotonic() > end:
+            raise AssertionError(f"left behind: {found}")
+        time.sleep(0.05)
+
+
+@pytest.fixture
+def short_tmp() -> Iterator[Path]:
+    """A directory with a name short enough for Unix sockets; nothing may be left running in it."""
+    import tempfile
+
+    path = Path(tempfile.mkdtemp(prefix="vt.", dir="/var/tmp"))
+    yield path
+    try:
+        assert_gone(str(path))
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+@pytest.fixture(autouse=True)
+def _no_leaked_descriptors() -> Iterator[None]:
+    """Sockets and files that a test opened are closed when it ends."""
+    before = _descriptors()
+    yield
+    leaked = {fd: name for fd, name in _descriptors().items() if fd not in before}
+    sockets = [name for name in leaked.values() if name.startswith(("socket:", "/var/tmp/vt."))]
+    assert not sockets, f"descriptors left open: {leaked}"
+
+
+def _descriptors() -> dict[str, str]:
+    names = {}
+    for entry in Path("/proc/self/fd").iterdir():
+        try:
+            names[entry.name] = os.readlink(entry)
+        except OSError:
+            continue
+    return names
+
+
+def made_guest(script: str, *arguments: str) -> Path:
+    """Return the folder of a cached guest, making it where it is absent."""
+    completed = subprocess.run(
+        [str(ROOT / "scripts" / script), *arguments], stdout=subprocess.PIPE, text=True, check=True
+    )
+    return Path(completed.stdout.strip().splitlines()[-1])
+
+
+@pytest.fixture(scope="session")
+def phony_guest() -> Path:
+    """A Debian that inspection and conversion accept and that does not boot."""
+    require("virt-v2v-in-place")
+    return made_guest("phony-guest", "--kind", "linux")
+
+
+@pytest.fixture(scope="session")
+def three_disk_guest() -> Path:
+    """The same with two data disks, the last one qcow2."""
+    require("virt-v2v-in-place")
+    return made_guest("phony-guest", "--kind", "three-disk")
+
+
+@pytest.fixture(scope="session")
+def no_os_disk() -> Path:
+    """A disk without an operating system."""
+    return made_guest("phony-guest", "--kind", "no-os") / "system.img"
+
+
+@pytest.fixture(scope="session")
+def sample_guest() -> Path:
+    """The real Debian with two data disks."""
+    require("virt-v2v-in-place", "qemu-system-x86_64", "debootstrap")
+    return made_guest("sample-guest")
+
+
+def program(name: str) -> list[str]:
+    """Return the command that runs one of our console scripts."""
+    script = Path(sys.executable).parent / name
+    if script.exists():
+        return [str(script)]
+    assert name in ("v2v-async", "virt-v2v-async"), f"{name} is not installed: run scripts/setup"
+    return [sys.executable, "-m", "v2v_async", *(["convert"] if name != "v2v-async" else [])]

@@ -1,0 +1,209 @@
+"""What goes wrong in the middle of a copy: each row says the outcome, and nothing is left."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import anyio
+import pytest
+
+from tests.integration.servers import MIB, digest, fragmented, serve
+from v2v_async.copy.engine import CopyJob, copy_disks
+from v2v_async.errors import CopyError, ServerExitedError, V2VError
+from v2v_async.events import Event, Reporter
+from v2v_async.server import running_servers
+from v2v_async.v2vdir import V2VDir
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.mark.parametrize(
+    ("side", "fault", "code", "said"),
+    [
+        ("in1", ["error-pread=EIO", "error-pread-rate=100%"], "EIO", "reading"),
+        ("in1", ["error-pread=EIO", "error-pread-rate=10%"], "EIO", "reading"),
+        ("out1", ["error-pwrite=ENOSPC", "error-pwrite-rate=100%"], "ENOSPC", "writing"),
+        ("out1", ["error-pwrite=EPERM", "error-pwrite-rate=5%"], "EPERM", "writing"),
+        ("out1", ["error-zero=EIO", "error-zero-rate=100%"], "EIO", "zeroing"),
+    ],
+)
+async def test_a_request_that_fails_names_disk_and_offset(
+    short_tmp: Path, side: str, fault: list[str], code: str, said: str
+) -> None:
+    source = fragmented(short_tmp / "s", 64 * MIB)
+    with pytest.raises(CopyError, match=code) as caught:
+        async with running_servers(V2VDir(short_tmp)) as servers:
+            in_faults = fault if side == "in1" else []
+            out_faults = fault if side == "out1" else []
+            one = await serve(
+                servers,
+                "in1",
+                short_tmp,
+                "file",
+                f"file={source}",
+                *in_faults,
+                filters=("error",) if in_faults else (),
+            )
+            two = await serve(
+                servers,
+                "out1",
+                short_tmp,
+                "memory",
+                "size=64M",
+                *out_faults,
+                filters=("error",) if out_faults else (),
+            )
+            await copy_disks([CopyJob(2, one.endpoint, two.endpoint)], quiet([]))
+    assert caught.value.disk == 2
+    assert caught.value.offset is not None
+    assert said in str(caught.value)
+
+
+async def test_extents_that_can_not_be_had_are_data(short_tmp: Path) -> None:
+    source = fragmented(short_tmp / "s", 20 * MIB)
+    sink = short_tmp / "t"
+    with sink.open("wb") as file:
+        file.truncate(20 * MIB)
+    async with running_servers(V2VDir(short_tmp)) as servers:
+        one = await serve(
+            servers,
+            "in1",
+            short_tmp,
+            "file",
+            f"file={source}",
+            "error-extents=EIO",
+            "error-extents-rate=100%",
+            filters=("error",),
+        )
+        two = await serve(servers, "out1", short_tmp, "file", f"file={sink}")
+        await copy_disks([CopyJob(1, one.endpoint, two.endpoint, True)], quiet([]))
+    assert digest(sink) == digest(source)
+
+
+async def test_a_full_disk(short_tmp: Path) -> None:
+    """nbdkit's full plugin reads as zeroes and has no room for anything."""
+    source = fragmented(short_tmp / "s", 20 * MIB)
+    with pytest.raises(CopyError, match="ENOSPC"):
+        async with running_servers(V2VDir(short_tmp)) as servers:
+            one = await serve(servers, "in1", short_tmp, "file", f"file={source}")
+            two = await serve(servers, "out1", short_tmp, "full", "size=20M")
+            await copy_disks([CopyJob(1, one.endpoint, two.endpoint, True)], quiet([]))
+
+
+@pytest.mark.parametrize("victim", ["in1", "out1"])
+async def test_a_server_killed_in_mid_copy_is_the_reason(short_tmp: Path, victim: str) -> None:
+    events: list[Event] = []
+    with pytest.raises(ServerExitedError, match=f"{victim} .*SIGKILL"):
+        async with running_servers(V2VDir(short_tmp)) as servers:
+            # Slow enough to be in the middle: it copies until it is killed.
+            one = await serve(
+                servers, "in1", short_tmp, "pattern", "size=1G", "rdelay=20ms", filters=("delay",)
+            )
+            two = await serve(servers, "out1", short_tmp, "null", "size=1G")
+            dies = one if victim == "in1" else two
+
+            def watch(event: Event) -> None:
+                events.append(event)
+                if event.bytes is not None and event.bytes.landed > 0:
+                    dies.process.send_signal(signal.SIGKILL)
+
+            await copy_disks([CopyJob(1, one.endpoint, two.endpoint, True)], Reporter(watch, "t"))
+    assert events[-1].type in ("failed", "cancelled")
+    assert events[-1].bytes is not None
+    assert events[-1].bytes.landed < 1 << 30
+
+
+async def test_a_cancelled_copy_drains_and_leaves_the_servers_well(short_tmp: Path) -> None:
+    """nbdkit 1.32 aborts when a client vanishes with requests in flight: we must not."""
+    events: list[Event] = []
+    async with running_servers(V2VDir(short_tmp)) as servers:
+        one = await serve(
+            servers, "in1", short_tmp, "pattern", "size=1G", "rdelay=50ms", filters=("delay",)
+        )
+        two = await serve(servers, "out1", short_tmp, "null", "size=1G")
+        with anyio.CancelScope() as scope:
+
+            def watch(event: Event) -> None:
+                events.append(event)
+                if event.bytes is not None and event.bytes.landed > 0:
+                    scope.cancel()
+
+            await copy_disks([CopyJob(1, one.endpoint, two.endpoint, True)], Reporter(watch, "t"))
+        assert scope.cancelled_caught
+        assert one.process.returncode is None
+        assert two.process.returncode is None
+        again = await copy_disks(
+            [CopyJob(1, two.endpoint, two.endpoint, True)], quiet([])
+        )
+        assert again[0].landed == 1 << 30
+    assert events[-1].type == "cancelled"
+
+
+async def test_a_server_that_hangs_does_not_hold_a_cancelled_copy(short_tmp: Path) -> None:
+    async with running_servers(V2VDir(short_tmp)) as servers:
+        one = await serve(servers, "in1", short_tmp, "pattern", "size=1G")
+        two = await serve(servers, "out1", short_tmp, "null", "size=1G")
+
+        def watch(event: Event) -> None:
+            if event.type == "started":
+                os.kill(one.process.pid, signal.SIGSTOP)
+                scope.cancel()
+
+        with anyio.fail_after(60), anyio.CancelScope() as scope:
+            await copy_disks([CopyJob(1, one.endpoint, two.endpoint, True)], Reporter(watch, "t"))
+        assert scope.cancelled_caught
+        os.kill(one.process.pid, signal.SIGCONT)
+
+
+@pytest.mark.parametrize("when", range(0, 40, 4))
+async def test_cancellation_at_any_await(short_tmp: Path, when: int) -> None:
+    """Cancel after so many rounds of the event loop; servers and descriptors are well after it."""
+    source = fragmented(short_tmp / "s", 8 * MIB)
+    async with running_servers(V2VDir(short_tmp)) as servers:
+        one = await serve(servers, "in1", short_tmp, "file", f"file={source}")
+        two = await serve(servers, "out1", short_tmp, "memory", "size=8M")
+        job = CopyJob(1, one.endpoint, two.endpoint, True)
+
+        async def cancel_later(scope: anyio.CancelScope) -> None:
+            for _ in range(when):
+                await anyio.lowlevel.checkpoint()
+            scope.cancel()
+
+        async with anyio.create_task_group() as group:
+            with anyio.CancelScope() as scope:
+                group.start_soon(cancel_later, scope)
+                await copy_disks([job], quiet([]))
+        done = await copy_disks([job], quiet([]))
+        assert done[0].landed == 8 * MIB
+        assert one.process.returncode is None
+        assert two.process.returncode is None
+
+
+async def test_one_bad_disk_stops_the_others_and_is_named(short_tmp: Path) -> None:
+    events: list[Event] = []
+    with pytest.raises(V2VError) as caught:
+        async with running_servers(V2VDir(short_tmp)) as servers:
+            jobs = []
+            for index in (1, 2, 3):
+                faults = ["error-pread=EIO", "error-pread-rate=100%"] if index == 2 else []
+                one = await serve(
+                    servers,
+                    f"in{index}",
+                    short_tmp,
+                    "pattern",
+                    "size=4G",
+                    *faults,
+                    filters=("error",) if faults else (),
+                )
+                two = await serve(servers, f"out{index}", short_tmp, "null", "size=4G")
+                jobs.append(CopyJob(index, one.endpoint, two.endpoint, True))
+            await copy_disks(jobs, quiet(events))
+    assert caught.value.disk == 2
+    last = {event.disk: event.type for event in events}
+    assert last == {1: "cancelled", 2: "failed", 3: "cancelled"}
+
+
+def quiet(events: list[Event]) -> Reporter:
+    return Reporter(events.append, "t")
