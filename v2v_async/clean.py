@@ -7,6 +7,7 @@ of this boot. A directory whose supervisor still lives is left alone.
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -57,9 +58,9 @@ async def _clean_one(
         return False
     ended = await stop_recorded(v2vdir) if is_this_boot else 0
     for output in state.outputs:
-        _remove_file(Path(output.temporary), reporter)
+        _remove(Path(output.temporary), reporter)
     for name in state.files:
-        _remove_file(Path(name), reporter)
+        _remove(Path(name), reporter)
     if keep_logs:
         v2vdir.keep_only_logs()
     else:
@@ -68,11 +69,14 @@ async def _clean_one(
     return True
 
 
-def _remove_file(path: Path, reporter: Reporter) -> None:
+def _remove(path: Path, reporter: Reporter) -> None:
     try:
-        path.unlink(missing_ok=True)
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
     except OSError as error:
-        reporter.warning(f"‘{path}’ can't be removed: {error.strerror}; try: rm {path}")
+        reporter.warning(f"‘{path}’ can't be removed: {error.strerror}; try: rm -r {path}")
 
 
 def _candidates() -> Iterable[Path]:

@@ -39,9 +39,13 @@ async def open_connection(
         handle.connect(endpoint)
         return handle.info()
 
-    with anyio.fail_after(timeout_s if timeout_s is not None else CONNECT_TIMEOUT_S):
-        # A server that accepts and says nothing holds the thread until its socket closes.
-        info = await anyio.to_thread.run_sync(connect, abandon_on_cancel=True)
+    try:
+        with anyio.fail_after(timeout_s if timeout_s is not None else CONNECT_TIMEOUT_S):
+            # A server that accepts and says nothing holds the thread until its socket closes.
+            info = await anyio.to_thread.run_sync(connect, abandon_on_cancel=True)
+    except BaseException:
+        handle.close(politely=False)  # the error's traceback would keep it, and its socket, open
+        raise
     return Connection(endpoint, handle, info)
 
 

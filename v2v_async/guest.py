@@ -18,6 +18,7 @@ from pathlib import Path
 import anyio
 
 from v2v_async import virt_v2v_in_place
+from v2v_async.convert.networks import NetworkMap
 from v2v_async.errors import V2VError
 from v2v_async.events import Reporter
 from v2v_async.input.registry import parse_input
@@ -56,6 +57,8 @@ async def convert_guest(
     source_input = parse_input(options.input)
     output = parse_output(options.output)
 
+    NetworkMap(options.convert.network)
+
     # Everything that can be known now is checked now, before the long step begins.
     await source_input.check(reporter.for_step("input"))
     source = await source_input.describe()
@@ -66,6 +69,8 @@ async def convert_guest(
         async with _v2v_directory(tmpdir, output, mine) as v2vdir:
             await virt_v2v_in_place.probe()
             await output.check(mine.for_step("output"))
+            name = options.output.name or source.name
+            await output.check_source(source, name, mine.for_step("output"))
             async with running_servers(v2vdir) as servers:
                 source = await run_input(v2vdir, source_input, servers, mine)
                 target = await run_convert(

@@ -194,7 +194,9 @@ def trial_command(qemu: str, kernel: Path, machine: str) -> list[str]:
 
 async def _trial(qemu: str, kernel: Path) -> KvmStatus:
     try:
-        process = await start(trial_command(qemu, kernel, platform.machine()))
+        # Cancelled in the middle of this, asyncio would kill qemu alone and forget its group.
+        with anyio.CancelScope(shield=True):
+            process = await start(trial_command(qemu, kernel, platform.machine()))
     except (DependencyError, OSError) as error:
         return KvmStatus("unknown", f"{qemu} can't be started: {error}")
     assert process.stdout is not None

@@ -56,10 +56,10 @@ class ConvertOptions:
     """
 
     root: str | None = None
-    keys: tuple[str, ...] = ()
+    keys: tuple[str, ...] = field(default=(), repr=False)
     keys_from_stdin: bool = False
     echo_keys: bool = False
-    customize: tuple[str, ...] = ()
+    customize: tuple[str, ...] = field(default=(), repr=False)
     network: NetworkOptions = field(default_factory=NetworkOptions)
     verbose: bool = False
     trace: bool = False

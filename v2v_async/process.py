@@ -8,7 +8,9 @@ together with what it started itself.
 from __future__ import annotations
 
 import os
+import shutil
 import signal
+import subprocess
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -46,7 +48,6 @@ class ServerCommand:
     argv: tuple[str, ...]
     socket: Path
     environment: Mapping[str, str] = field(default_factory=dict)
-    pass_fds: tuple[int, ...] = ()
 
 
 def start_time(pid: int) -> int | None:
@@ -78,37 +79,98 @@ async def start(
     stdout: int | IO[bytes] = PIPE,
     stderr: int | IO[bytes] = PIPE,
     environment: Mapping[str, str] | None = None,
-    dies_with_parent: bool = True,
-    pass_fds: Sequence[int] = (),
 ) -> Process:
     """Start ``argv`` in a session of its own. ``environment`` is added to ours.
 
-    With ``dies_with_parent`` the kernel sends it SIGTERM when we end, even by SIGKILL. That is
-    tied to the *thread* that starts it (prctl(2), PR_SET_PDEATHSIG): call from the main thread.
+    The kernel sends it SIGTERM when we end, even by SIGKILL. That is tied to the *thread* that
+    starts it (prctl(2), PR_SET_PDEATHSIG): call from the main thread.
 
     Raises:
         DependencyError: the program is not installed.
     """
-    lifetime = ["setpriv", "--pdeathsig", "TERM", "--"] if dies_with_parent else []
     try:
-        return await anyio.open_process(
-            [*lifetime, *argv],
-            stdin=stdin,
-            stdout=stdout,
-            stderr=stderr,
-            env={**os.environ, **environment} if environment else None,
-            start_new_session=True,
-            pass_fds=pass_fds,
-        )
+        # Cancelled in here, asyncio would kill the program but not what it has started already.
+        with anyio.CancelScope(shield=True):
+            process = await anyio.open_process(
+                ["setpriv", "--pdeathsig", "TERM", "--", *argv],
+                stdin=stdin,
+                stdout=stdout,
+                stderr=stderr,
+                env={**os.environ, **environment} if environment else None,
+                start_new_session=True,
+            )
     except FileNotFoundError as error:
-        missing = error.filename or argv[0]
-        raise DependencyError(
-            f"the program ‘{missing}’ is not installed or not in the PATH",
-            hint="‘v2v-async doctor’ says which package has it",
-        ) from error
+        raise _not_installed(error.filename or argv[0]) from error
+    return process
 
 
-async def end(process: Process, *, grace_s: float = GRACE_S) -> int:
+class Detached:
+    """A program that stays when we end, and is not our child. Made by :func:`start_detached`."""
+
+    UNKNOWN_STATUS = 255
+
+    def __init__(self, pid: int, started: int) -> None:
+        self.pid = pid
+        self._started = started
+
+    @property
+    def returncode(self) -> int | None:
+        """None while it runs, then UNKNOWN_STATUS: only its parent could know more."""
+        return None if is_same(self.pid, self._started) else self.UNKNOWN_STATUS
+
+    async def wait(self) -> int:
+        """Wait for its end."""
+        while (status := self.returncode) is None:
+            await anyio.sleep(0.02)
+        return status
+
+    def send_signal(self, number: signal.Signals) -> None:
+        """Send it a signal; nothing happens when it has ended."""
+        if self.returncode is None:
+            os.kill(self.pid, number)
+
+
+Child = Process | Detached
+"""A running program."""
+
+
+def start_detached(
+    argv: Sequence[str], *, output: IO[bytes], environment: Mapping[str, str] | None = None
+) -> Detached:
+    """Start ``argv`` in a session of its own, to stay when we end; it writes to ``output``.
+
+    Two things would end it with us: asyncio kills its children when its loop closes, and nbdkit
+    1.32 in the foreground asks for SIGTERM at its parent's death even without --exit-with-parent
+    (strace shows the prctl). So it must have no parent but init *before* it starts: a shell leaves
+    it behind, waiting for a line that is written when the shell has gone.
+
+    Raises:
+        DependencyError: the program is not installed.
+    """
+    if shutil.which(argv[0]) is None:
+        raise _not_installed(argv[0])
+    gate, opener = os.pipe()
+    try:
+        script = f'(read -r go <&{gate}; exec setsid -- "$@" {gate}<&-) >&2 & echo $!'
+        shell = subprocess.run(
+            ["sh", "-c", script, "sh", *argv],
+            stdin=DEVNULL,
+            stdout=PIPE,
+            stderr=output,
+            env={**os.environ, **(environment or {})},
+            pass_fds=[gate],
+            check=True,
+        )
+        pid = int(shell.stdout)
+        started = start_time(pid) or 0
+        os.write(opener, b"go\n")
+    finally:
+        os.close(gate)
+        os.close(opener)
+    return Detached(pid, started)
+
+
+async def end(process: Child, *, grace_s: float = GRACE_S) -> int:
     """End ``process`` and its group: SIGTERM, ``grace_s`` seconds, SIGKILL. Return its status.
 
     Shielded: cancellation does not leave it running. Does nothing to one that has ended.
@@ -191,6 +253,13 @@ def describe_status(status: int) -> str:
 def command_line(argv: Sequence[str]) -> str:
     """Return ``argv`` for people and logs, secrets masked."""
     return " ".join(redact_argv(argv))
+
+
+def _not_installed(name: str) -> DependencyError:
+    return DependencyError(
+        f"the program ‘{name}’ is not installed or not in the PATH",
+        hint="‘v2v-async doctor’ says which package has it",
+    )
 
 
 async def _close_streams(process: Process) -> None:

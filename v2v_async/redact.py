@@ -12,13 +12,16 @@ _SECRET_PARAMETER = re.compile(
     r"(?P<head>\b(?:password|passwd|cookie|proxy-password|tls-psk|token|secret)=)[^\s,]+",
     re.IGNORECASE,
 )
+# virt-customize's selectors: "password:SECRET", "USER:password:SECRET".
+_PASSWORD_SELECTOR = re.compile(r"(?P<head>\bpassword:)\S+")
 _KEY_SELECTOR = re.compile(r"(?P<head>\S+:key:).+")
 
 
 def redact(text: str) -> str:
-    """Return ``text`` with passwords in URIs, secret parameters and LUKS keys masked."""
+    """Return ``text`` with passwords, secret parameters and LUKS keys masked."""
     text = _URI_PASSWORD.sub(rf"\g<head>{MASK}", text)
     text = _SECRET_PARAMETER.sub(rf"\g<head>{MASK}", text)
+    text = _PASSWORD_SELECTOR.sub(rf"\g<head>{MASK}", text)
     return _KEY_SELECTOR.sub(rf"\g<head>{MASK}", text)
 
 

@@ -36,9 +36,7 @@ _TAIL_LINES = 12
 class Server:
     """A server that answered. ``info`` is what it said when it became ready."""
 
-    def __init__(
-        self, name: str, command: ServerCommand, child: anyio.abc.Process, log: Path
-    ) -> None:
+    def __init__(self, name: str, command: ServerCommand, child: process.Child, log: Path) -> None:
         self.name = name
         self.command = command
         self.log = log
@@ -82,14 +80,15 @@ class Servers:
         with log.open("ab") as output:
             output.write(f"$ {process.command_line(command.argv)}\n".encode())
             output.flush()
-            child = await process.start(
-                command.argv,
-                stdout=output,
-                stderr=output,
-                environment=command.environment,
-                dies_with_parent=not self._detached,
-                pass_fds=command.pass_fds,
-            )
+            child: process.Child
+            if self._detached:
+                child = process.start_detached(
+                    command.argv, output=output, environment=command.environment
+                )
+            else:
+                child = await process.start(
+                    command.argv, stdout=output, stderr=output, environment=command.environment
+                )
         server = Server(name, command, child, log)
         self._running.append(server)
         self._v2vdir.add_process(

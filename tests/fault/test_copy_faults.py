@@ -134,9 +134,7 @@ async def test_a_cancelled_copy_drains_and_leaves_the_servers_well(short_tmp: Pa
         assert scope.cancelled_caught
         assert one.process.returncode is None
         assert two.process.returncode is None
-        again = await copy_disks(
-            [CopyJob(1, two.endpoint, two.endpoint, True)], quiet([])
-        )
+        again = await copy_disks([CopyJob(1, two.endpoint, two.endpoint, True)], quiet([]))
         assert again[0].landed == 1 << 30
     assert events[-1].type == "cancelled"
 

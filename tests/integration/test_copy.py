@@ -24,9 +24,7 @@ async def target(servers: Servers, folder: Path, kind: str, size: int, filters: 
     if kind == "raw":
         with path.open("wb") as file:
             file.truncate(size)
-        return path, await serve(
-            servers, "out1", folder, "file", f"file={path}", filters=filters
-        )
+        return path, await serve(servers, "out1", folder, "file", f"file={path}", filters=filters)
     size = -(-size // 512) * 512
     subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", str(path), str(size)], check=True)
     return path, await serve_qcow2(servers, "out1", folder, path)
@@ -52,9 +50,7 @@ async def test_every_byte_arrives(
         path, out = await target(servers, short_tmp, kind, ODD_SIZE, out_filters)
         if not is_known_zero:
             await scribble(out.endpoint)
-        job = CopyJob(
-            1, served.endpoint, out.endpoint, is_known_zero, max_connections=connections
-        )
+        job = CopyJob(1, served.endpoint, out.endpoint, is_known_zero, max_connections=connections)
         landed = (await copy_disks([job], Reporter(events.append, "t")))[0]
     assert landed.landed == landed.total == ODD_SIZE
     assert landed.data == landed.copied
@@ -66,9 +62,9 @@ async def test_every_byte_arrives(
     # qcow2 rounds up to 512 bytes: what is behind the source must be zeroes.
     content = digest_prefix(path, kind, ODD_SIZE)
     assert content == before
-    started = next(event for event in events if event.type == "started")
-    assert started.details is not None
-    assert started.details["connections"] == connections
+    planned = next(event for event in events if event.type == "planned")
+    assert planned.details is not None
+    assert planned.details["connections"] == connections
     progress = [event.bytes.landed for event in events if event.bytes is not None]
     assert progress == sorted(progress)
 
@@ -137,6 +133,7 @@ async def test_many_disks_at_once_within_the_budget(short_tmp: Path) -> None:
         if event.type == "started":
             running.add(event.disk)
             order.append(event.disk)
+        elif event.type == "planned":
             assert event.details is not None
             assert event.details["requests"] * event.details["request_size"] <= MAX_BYTES_IN_FLIGHT
         elif event.type == "finished":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
@@ -13,6 +12,7 @@ from typing import Any
 import anyio
 import pytest
 
+from tests.conftest import require
 from v2v_async.errors import ServerStartError, TargetError, UsageError, V2VError
 from v2v_async.events import Event, Reporter
 from v2v_async.model import (
@@ -29,10 +29,11 @@ from v2v_async.output.registry import parse_output
 from v2v_async.server import running_servers
 from v2v_async.v2vdir import V2VDir
 
-pytestmark = pytest.mark.skipif(
-    not all(map(shutil.which, ("nbdkit", "qemu-nbd", "qemu-img", "qemu-io"))),
-    reason="needs nbdkit, qemu-nbd, qemu-img and qemu-io",
-)
+
+@pytest.fixture(autouse=True)
+def _installed() -> None:
+    require("nbdkit", "qemu-nbd", "qemu-img", "qemu-io")
+
 
 SIZE = 4 << 20
 SOURCE = SourceGuest(
@@ -53,11 +54,6 @@ TARGET = TargetGuest(
     buses=TargetBuses(virtio_blk=[1, 2]),
     boot_disk=1,
 )
-
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
 
 
 @pytest.fixture
@@ -99,6 +95,10 @@ def write(socket: Path, pattern: int, offset: int, length: int) -> None:
         check=True,
         capture_output=True,
     )
+
+
+async def run(*argv: str) -> subprocess.CompletedProcess[bytes]:
+    return await anyio.run_process(argv, check=False)
 
 
 def content(path: Path, format_: str, tmp_path: Path) -> bytes:
@@ -155,13 +155,8 @@ async def test_compressed_clusters(v2vdir: V2VDir, directory: Path, tmp_path: Pa
     await make(v2vdir, output_for(directory, format="qcow2", options=(("compressed", None),)))
     path = directory / "web-sda"
     assert content(path, "qcow2", tmp_path) == expected(1)
-    mapped = subprocess.run(
-        ["qemu-img", "check", "--output=json", str(path)],
-        check=True,
-        capture_output=True,
-        text=True,
-    )
-    assert '"compressed-clusters": 1' in mapped.stdout
+    checked = await run("qemu-img", "check", "--output=json", str(path))
+    assert '"compressed-clusters": 1' in checked.stdout.decode()
     assert all((t.max_connections, t.request_size) == (1, 65536) for t in v2vdir.state.targets)
 
 
@@ -201,11 +196,7 @@ async def test_setup_that_fails_half_way_leaves_nothing(
 async def test_a_full_file_system(v2vdir: V2VDir, tmp_path: Path) -> None:
     small = tmp_path / "small"
     small.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", str(small)],
-        check=False,
-        capture_output=True,
-    )
+    mounted = await run("mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", str(small))
     if mounted.returncode != 0:
         pytest.skip("needs the right to mount a tmpfs")
     try:
@@ -213,21 +204,16 @@ async def test_a_full_file_system(v2vdir: V2VDir, tmp_path: Path) -> None:
         with pytest.raises(TargetError, match="preallocated disks need"):
             await output.check_source(SOURCE, "web", reporter())
         # The room goes between the check and the making.
-        one = SOURCE.model_copy(update={"disks": SOURCE.disks[:1]})
-        await output.check_source(one, "web", reporter())
-        monkey = SOURCE.model_copy(
-            update={"disks": [d.model_copy(update={"size": SIZE}) for d in SOURCE.disks]}
-        )
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("v2v_async.output.local._free_space", lambda directory: 1 << 40)
+            patch.setattr("v2v_async.output.files.free_space", lambda directory: 1 << 40)
             with pytest.raises(TargetError, match="No space left") as caught:
                 async with running_servers(v2vdir) as servers:
-                    await output.setup(v2vdir, monkey, "web", servers, reporter())
+                    await output.setup(v2vdir, SOURCE, "web", servers, reporter())
         assert "-os DIR" in (caught.value.hint or "")
         await output.abandon(v2vdir, reporter())
         assert os.listdir(small) == []
     finally:
-        subprocess.run(["umount", str(small)], check=True)
+        assert (await run("umount", str(small))).returncode == 0
 
 
 @pytest.mark.anyio
@@ -251,7 +237,6 @@ async def test_where_it_can_not_write(tmp_path: Path, directory: Path) -> None:
         await output_for(directory).check_source(SOURCE, "web", reporter())
 
 
-@pytest.mark.anyio
 @pytest.mark.parametrize("name", ["../escaped", "a/b", "..", "a\0b"])
 def test_no_name_leads_out_of_the_directory(
     v2vdir: V2VDir, directory: Path, tmp_path: Path, name: str
@@ -260,7 +245,7 @@ def test_no_name_leads_out_of_the_directory(
         async with running_servers(v2vdir) as servers:
             await output_for(directory).setup(v2vdir, SOURCE, name, servers, reporter())
 
-    with pytest.raises(UsageError, match="-on|can't be the name"):
+    with pytest.raises(UsageError, match="can't be the name"):
         anyio.run(attempt)
     assert os.listdir(directory) == []
     assert os.listdir(tmp_path) == ["out"]
@@ -275,14 +260,10 @@ async def test_awkward_names(
     await make(v2vdir, output_for(directory, format=format_), name)
     assert sorted(os.listdir(directory)) == sorted([f"{name}-sda", f"{name}-sdb", f"{name}.xml"])
     assert content(directory / f"{name}-sda", format_, tmp_path) == expected(1)
-    if shutil.which("virsh") is not None:
-        defined = subprocess.run(
-            ["virsh", "-c", "test:///default", "define", str(directory / f"{name}.xml")],
-            check=False,
-            capture_output=True,
-            text=True,
-        )
-        assert defined.returncode == 0, defined.stderr
+    require("virsh")
+    xml = str(directory / f"{name}.xml")
+    defined = await run("virsh", "-c", "test:///default", "define", xml)
+    assert defined.returncode == 0, defined.stderr
 
 
 @pytest.mark.anyio

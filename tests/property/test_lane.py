@@ -16,9 +16,7 @@ MAX = 32 * 1024 * KIB
 
 
 def info(size: int, block: int, *, can_zero: bool = True) -> ExportInfo:
-    return ExportInfo(
-        size, block, 4096, MAX, False, True, can_zero, False, False, True, True, True
-    )
+    return ExportInfo(size, block, 4096, MAX, False, True, can_zero, False, False, True, True, True)
 
 
 @st.composite

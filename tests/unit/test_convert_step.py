@@ -48,11 +48,6 @@ esac
 
 
 @pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture
 def v2vdir(tmp_path: Path) -> Iterator[V2VDir]:
     # A short path: sockets are made under it.
     made = V2VDir.create(Path("/tmp"))

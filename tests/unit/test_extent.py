@@ -54,7 +54,8 @@ def test_aligned_zeroes_lie_on_blocks_and_are_zero(
     blocks: int, lengths: list[tuple[int, bool]], block: int
 ) -> None:
     position = start = blocks * block
-    extents, zeroes = [], set()
+    extents: list[Extent] = []
+    zeroes: set[int] = set()
     for length, is_zero in lengths:
         extents.append(Extent(position, length, is_zero))
         if is_zero:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import pytest
 from lxml import etree
 
+from tests.conftest import require
 from v2v_async.model import (
     CpuTopology,
     Guestcaps,
@@ -208,7 +208,6 @@ def test_control_characters_elsewhere_do_not_fail_a_converted_guest() -> None:
     assert only(root, "devices/interface/source").get("network") == "a_b"
 
 
-@pytest.mark.skipif(shutil.which("virsh") is None, reason="needs virsh")
 @pytest.mark.parametrize(
     ("guest", "uefi"),
     [
@@ -250,6 +249,7 @@ def test_control_characters_elsewhere_do_not_fail_a_converted_guest() -> None:
     ids=["plain", "hostile name", "uefi", "uefi chosen", "secure", "everything", "removables"],
 )
 def test_libvirt_takes_it(guest: TargetGuest, uefi: UefiFirmware | None, tmp_path: Path) -> None:
+    require("virsh")
     disks = {i: TargetDisk(f"/out/{i}", "raw") for i in (1, 2)}
     file = tmp_path / "guest.xml"
     file.write_bytes(domain_xml(guest, disks, uefi))

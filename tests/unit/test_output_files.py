@@ -15,11 +15,6 @@ from v2v_async.v2vdir import OutputFile, V2VDir
 
 
 @pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture
 def v2vdir() -> Iterator[V2VDir]:
     made = V2VDir.create(Path("/tmp"))
     yield made
@@ -84,11 +79,17 @@ async def test_raw_files_sparse_and_preallocated(tmp_path: Path) -> None:
 
 
 @pytest.mark.anyio
-async def test_no_room(tmp_path: Path) -> None:
-    files.make_empty(tmp_path / "x")
-    with pytest.raises(TargetError, match=r"No space left|File too large") as caught:
-        await files.make_raw(tmp_path / "x", 1 << 42, preallocated=True)
-    assert caught.value.hint
+async def test_no_room_is_said_before_any_of_it_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "free_space", lambda directory: (4 << 20) - 1)
+    path = tmp_path / "x"
+    files.make_empty(path)
+    with pytest.raises(TargetError, match="No space left") as caught:
+        await files.make_raw(path, 4 << 20, preallocated=True)
+    assert "-os DIR" in (caught.value.hint or "")
+    assert path.stat().st_blocks == 0
+    await files.make_raw(path, 4 << 20, preallocated=False)
 
 
 def test_publish_replaces_earlier_files_and_leaves_nothing_else(

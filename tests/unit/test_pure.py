@@ -48,6 +48,8 @@ def test_durations_are_written() -> None:
         "--key /dev/sda1:key:hunter2",
         "nbds://u:hunter2@h:10809/disk?tls-certificates=/etc/pki",
         "cookie=hunter2",
+        "--root-password password:hunter2",
+        "--password root:password:hunter2",
     ],
 )
 def test_no_secret_is_shown(text: str) -> None:

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import pytest
 
+from tests.conftest import require
 from v2v_async import qemu_img
 from v2v_async.errors import DependencyError
 from v2v_async.qemu_img import ImageError
 
-needs_qemu_img = pytest.mark.skipif(shutil.which("qemu-img") is None, reason="needs qemu-img")
-
 
 @pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
+def installed() -> None:
+    require("qemu-img")
 
 
 def test_info_as_qemu_7_prints_it() -> None:
@@ -33,8 +31,8 @@ def test_info_as_qemu_7_prints_it() -> None:
     assert not info.is_encrypted
 
 
-@needs_qemu_img
 @pytest.mark.anyio
+@pytest.mark.usefixtures("installed")
 async def test_create_and_info(tmp_path: Path) -> None:
     base = tmp_path / "base"
     await qemu_img.create_qcow2(base, 3 << 20)
@@ -47,8 +45,8 @@ async def test_create_and_info(tmp_path: Path) -> None:
     assert (await qemu_img.info(top, format_="raw")).format == "raw"
 
 
-@needs_qemu_img
 @pytest.mark.anyio
+@pytest.mark.usefixtures("installed")
 async def test_preallocation_takes_the_room(tmp_path: Path) -> None:
     size = 8 << 20
     for kind, least in (("off", 0), ("falloc", size)):
@@ -59,8 +57,8 @@ async def test_preallocation_takes_the_room(tmp_path: Path) -> None:
         assert kind == "falloc" or allocated < size
 
 
-@needs_qemu_img
 @pytest.mark.anyio
+@pytest.mark.usefixtures("installed")
 async def test_errors_name_the_image_and_the_reason(tmp_path: Path) -> None:
     missing = tmp_path / "missing"
     with pytest.raises(ImageError, match="No such file") as caught:

@@ -47,7 +47,11 @@ from v2v_async.virt_v2v_in_place import PROGRAM
 END_GRACE_S = 10.0
 """From SIGTERM to SIGKILL. It then ends qemu and two servers a disk, and removes their folders."""
 
-# sockaddr_un.sun_path without its NUL (unix(7)), less what virt-v2v puts under TMPDIR. Tried.
+LEFTOVER_GRACE_S = 3.0
+"""For its servers, which it ends without waiting for them: until then they hold its outputs open.
+Nothing is lost with them; they pass writes on at once."""
+
+# sockaddr_un.sun_path without its NUL (unix(7)), less what virt-v2v puts under TMPDIR.
 _MAX_SCRATCH_LENGTH = 107 - len("/v2vqemunbd.XXXXXX/in999")
 
 
@@ -141,12 +145,19 @@ async def _follow(child: Process, transcript: Transcript) -> None:
     """Read both outputs until the program has ended and they have been read."""
     assert child.stdout is not None
     assert child.stderr is not None
-    async with anyio.create_task_group() as readers:
-        readers.start_soon(transcript.follow_stdout, child.stdout)
-        readers.start_soon(transcript.follow_stderr, child.stderr)
+
+    async def end_what_stays() -> None:
         await child.wait()
-        # A server that it left behind would keep the pipes open for ever.
+        await anyio.sleep(LEFTOVER_GRACE_S)
         await process.end(child, grace_s=0)
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(end_what_stays)
+        async with anyio.create_task_group() as readers:
+            readers.start_soon(transcript.follow_stdout, child.stdout)
+            readers.start_soon(transcript.follow_stderr, child.stderr)
+        group.cancel_scope.cancel()
+    await child.wait()
     transcript.properties.finish()
 
 

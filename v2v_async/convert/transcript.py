@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 
 from anyio.abc import ByteReceiveStream
 
@@ -92,7 +93,9 @@ class Transcript:
 
     def write_log(self, line: str) -> None:
         """Append a line to the log, at once."""
-        os.write(self._log, line.encode(errors="surrogateescape") + b"\n")
+        with suppress(OSError):
+            # A full disk must not end a conversion that does not need it.
+            os.write(self._log, line.encode(errors="surrogateescape") + b"\n")
 
 
 async def _lines(stream: ByteReceiveStream, take: Callable[[str], None]) -> None:

@@ -81,6 +81,9 @@ async def copy_disks(
         async with AsyncExitStack() as stack, anyio.create_task_group() as threads:
             for job in jobs:
                 disks.append(await _negotiate(stack, job, at_once))
+            for disk in disks:
+                mine = reporter.for_disk(disk.job.index)
+                mine.emit("planned", bytes=disk.copy.bytes(), details=_choices(disk))
             wanted = min(MAX_THREADS, sum(disk.lanes for disk in disks))
             workers = [Worker() for _ in range(wanted)]
             limiter = anyio.CapacityLimiter(len(workers))
@@ -166,7 +169,7 @@ async def _copy_one(
 ) -> None:
     mine = reporter.for_disk(disk.job.index)
     started = anyio.current_time()
-    mine.emit("started", bytes=disk.copy.bytes(), details=_choices(disk))
+    mine.emit("started", bytes=disk.copy.bytes())
     try:
         async with AsyncExitStack() as stack:
             await _drive(stack, disk, workers, mine)

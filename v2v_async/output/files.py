@@ -68,6 +68,9 @@ async def make_raw(path: Path, size: int, *, preallocated: bool) -> None:
     """
     descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     try:
+        if preallocated and size > free_space(path.parent):
+            # The kernel would take all that is left before it fails: others need it too.
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         os.ftruncate(descriptor, size)
         if preallocated:
             for offset in range(0, size, _ALLOCATION_STEP):
@@ -100,6 +103,7 @@ def publish(v2vdir: V2VDir, files: Sequence[OutputFile]) -> None:
     Raises:
         TargetError: one of them failed. The earlier files are where they were, ours are gone.
     """
+    noted = {_previous_name(file) for file in files}
     previous = _link_previous(v2vdir, files)
     renamed: list[OutputFile] = []
     try:
@@ -118,11 +122,17 @@ def publish(v2vdir: V2VDir, files: Sequence[OutputFile]) -> None:
         for path in previous.values():
             with suppress(OSError):
                 os.unlink(path)
-        v2vdir.update(files=[f for f in v2vdir.state.files if f not in previous.values()])
+        v2vdir.update(files=[f for f in v2vdir.state.files if f not in noted])
     for directory in {Path(file.final).parent for file in files}:
         # Not every file system can: then it has its own ideas of what is safe.
         with suppress(OSError):
             _sync(directory)
+
+
+def free_space(directory: Path) -> int:
+    """Return the bytes that we may still write in ``directory``."""
+    status = os.statvfs(directory)
+    return status.f_bavail * status.f_frsize
 
 
 def remove_temporary(files: Sequence[OutputFile]) -> None:
@@ -145,13 +155,13 @@ def target_error(what: str, path: Path, error: OSError) -> TargetError:
     return TargetError(f"can't {what} ‘{path}’: {error.strerror}", hint=hints.get(error.errno or 0))
 
 
+def _previous_name(file: OutputFile) -> str:
+    return file.temporary.removesuffix(".partial") + ".previous"
+
+
 def _link_previous(v2vdir: V2VDir, files: Sequence[OutputFile]) -> dict[str, str]:
     """Give each file that will be replaced a second name; where that can't be, go without."""
-    names = {
-        file.final: file.temporary.removesuffix(".partial") + ".previous"
-        for file in files
-        if os.path.lexists(file.final)
-    }
+    names = {file.final: _previous_name(file) for file in files if os.path.lexists(file.final)}
     if names:
         v2vdir.update(files=[*v2vdir.state.files, *names.values()])
     linked = {}

@@ -109,7 +109,7 @@ class LocalOutput(Output):
                 raise TargetError(
                     f"‘{final}’ is a directory", hint="move it, or give another name: -on NAME"
                 )
-        free = _free_space(self.directory)
+        free = files.free_space(self.directory)
         if self.is_preallocated:
             needed = sum(disk.size for disk in source.disks)
             if needed > free:
@@ -179,6 +179,11 @@ class LocalOutput(Output):
             return
         try:
             if self.is_preallocated:
+                if size > files.free_space(path.parent):
+                    raise TargetError(
+                        f"can't give {size} bytes to ‘{path}’: no space left",
+                        hint="free space there, or give another directory: -os DIR",
+                    )
                 # Clusters are reserved without being written: they read as zeroes at once.
                 await qemu_img.create_qcow2(path, size, preallocation="falloc")
             else:
@@ -249,8 +254,3 @@ def _parse_bool(option: str, value: str | None) -> bool:
             return False
         case _:
             raise UsageError(f"-oo {option}={value}: write true or false")
-
-
-def _free_space(directory: Path) -> int:
-    status = os.statvfs(directory)
-    return status.f_bavail * status.f_frsize

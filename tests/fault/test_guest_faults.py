@@ -1,0 +1,277 @@
+"""Every step cancelled, every server killed: nothing is left and the source is unchanged.
+
+The conversion is replayed (see ``replay/``), so that the matrix takes seconds; real conversions
+that fail or are cancelled are in ``tests/e2e``.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import anyio
+import pytest
+
+from tests.conftest import assert_gone
+from tests.integration.servers import MIB, digest, fragmented
+from v2v_async.clean import clean
+from v2v_async.errors import ServerError, TargetError, UsageError, V2VError
+from v2v_async.events import Event, Reporter
+from v2v_async.guest import convert_guest
+from v2v_async.options import (
+    ConvertOptions,
+    CopyOptions,
+    GuestOptions,
+    InputOptions,
+    OutputOptions,
+)
+from v2v_async.v2vdir import V2VDir
+
+pytestmark = pytest.mark.anyio
+STEPS = ["input", "convert", "output", "copy", "finalize", "cleanup"]
+REPLAY = Path(__file__).parent / "replay"
+
+
+class Place:
+    """Two source disks, a directory for the output, one for temporary files."""
+
+    def __init__(self, folder: Path) -> None:
+        self.tmp = folder / "tmp"
+        self.out = folder / "out"
+        self.tmp.mkdir()
+        self.out.mkdir()
+        self.disks = [fragmented(folder / "web.img", 24 * MIB), folder / "web-2.qcow2"]
+        raw = fragmented(folder / "raw", 8 * MIB, seed=9)
+        convert = ["qemu-img", "convert", "-O", "qcow2", str(raw), str(self.disks[1])]
+        subprocess.run(convert, check=True)
+        raw.unlink()
+        self.before = self.state()
+
+    def state(self) -> list[tuple[str, int]]:
+        return [(digest(disk), disk.stat().st_mtime_ns) for disk in self.disks]
+
+    def options(self, **output: object) -> GuestOptions:
+        defaults: dict[str, object] = {"mode": "local", "storage": str(self.out)}
+        return GuestOptions(
+            InputOptions("disk", tuple(map(str, self.disks))),
+            ConvertOptions(),
+            OutputOptions(**{**defaults, **output}),  # type: ignore[arg-type]
+            CopyOptions(),
+        )
+
+    def assert_source_unchanged(self) -> None:
+        assert self.state() == self.before
+
+    def assert_nothing_left(self, *, outputs: tuple[str, ...] = ()) -> None:
+        assert_gone(str(self.tmp))
+        assert_gone(str(self.out))
+        assert sorted(path.name for path in self.out.iterdir()) == sorted(outputs)
+        for v2vdir in self.tmp.iterdir():  # of a failed run only the logs stay
+            assert [path.name for path in v2vdir.iterdir()] == ["log"]
+        self.assert_source_unchanged()
+
+
+@pytest.fixture
+def place(short_tmp: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
+    monkeypatch.setenv("PATH", f"{REPLAY}:{os.environ['PATH']}")
+    monkeypatch.setenv("V2V_ASYNC_CACHE", str(short_tmp / "cache"))
+    # The replay starts no appliance, so that no trial of KVM is needed either.
+    monkeypatch.setattr("v2v_async.steps.probe_kvm", _no_kvm)
+    yield Place(short_tmp)
+
+
+async def _no_kvm() -> object:
+    from v2v_async.kvm import KvmStatus
+
+    return KvmStatus("absent", "not looked for")
+
+
+def when(step: str, act: Callable[[], None]) -> tuple[Reporter, list[Event]]:
+    """Act as soon as a step says that it begins."""
+    events: list[Event] = []
+
+    def emit(event: Event) -> None:
+        events.append(event)
+        if event.type == "started" and event.step == step and event.disk is None:
+            act()
+
+    return Reporter(emit, "t"), events
+
+
+async def test_a_whole_run(place: Place) -> None:
+    events: list[Event] = []
+    target = await convert_guest(place.options(), Reporter(events.append, "t"), tmpdir=place.tmp)
+    assert target.name == "web"
+    assert list(place.tmp.iterdir()) == []
+    place.assert_nothing_left(outputs=("web-sda", "web-sdb", "web.xml"))
+    steps = [event.step for event in events if event.type == "finished" and event.disk is None]
+    assert steps == [*STEPS, None]
+    assert b"converted" in (place.out / "web-sda").read_bytes()[1 << 20 : (1 << 20) + 9]
+
+
+@pytest.mark.parametrize("step", STEPS)
+async def test_cancelled_in_each_step(place: Place, step: str) -> None:
+    (place.out / "web-sda").write_bytes(b"an older conversion")
+    (place.out / "other").write_bytes(b"somebody else's")
+    with anyio.CancelScope() as scope:
+        reporter, events = when(step, scope.cancel)
+        await convert_guest(place.options(), reporter, tmpdir=place.tmp)
+    assert scope.cancel_called
+    if step == "cleanup" and not scope.cancelled_caught:
+        place.assert_nothing_left(outputs=("other", "web-sda", "web-sdb", "web.xml"))
+        return
+    assert events[-1].type == "cancelled"
+    place.assert_nothing_left(outputs=("other", "web-sda"))
+    assert (place.out / "web-sda").read_bytes() == b"an older conversion"
+    assert (place.out / "other").read_bytes() == b"somebody else's"
+
+
+@pytest.mark.parametrize("step", ["convert", "output", "copy"])
+@pytest.mark.parametrize("name", ["in1", "in2"])
+async def test_a_source_server_killed_in_each_step(place: Place, step: str, name: str) -> None:
+    reporter, _ = when(step, lambda: kill_server(place, name))
+    with pytest.raises(V2VError) as caught:
+        await convert_guest(place.options(), reporter, tmpdir=place.tmp)
+    assert isinstance(caught.value, ServerError), caught.value
+    assert f"the server {name}" in str(caught.value)
+    assert "SIGKILL" in str(caught.value)
+    assert caught.value.guest == "web"
+    assert caught.value.log is not None
+    assert caught.value.log.exists()
+    place.assert_nothing_left()
+
+
+async def test_a_target_server_killed_in_the_copy(place: Place) -> None:
+    reporter, _ = when("copy", lambda: kill_server(place, "out2"))
+    with pytest.raises(ServerError, match="the server out2 .*SIGKILL"):
+        await convert_guest(place.options(), reporter, tmpdir=place.tmp)
+    place.assert_nothing_left()
+
+
+def kill_server(place: Place, name: str) -> None:
+    [v2vdir] = place.tmp.iterdir()
+    [record] = [
+        record
+        for record in V2VDir(v2vdir).state.processes
+        if Path(record.socket or "").name == name
+    ]
+    os.kill(record.pid, signal.SIGKILL)
+
+
+async def test_a_failing_conversion(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("V2V_REPLAY_FAILS", "1")
+    with pytest.raises(V2VError, match="could not detect") as caught:
+        await convert_guest(place.options(), quiet(), tmpdir=place.tmp)
+    assert caught.value.step == "convert"
+    assert caught.value.guest == "web"
+    assert caught.value.log is not None
+    assert "could not detect" in caught.value.log.read_text()
+    assert caught.value.log.name == "convert.log"
+    place.assert_nothing_left()
+
+
+async def test_a_target_file_system_that_is_full(place: Place) -> None:
+    """A tmpfs with less room than the data; ENOSPC arrives in the copy, through the server."""
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(place.out)]
+    if subprocess.run(mount, check=False, capture_output=True).returncode:
+        pytest.skip("mounting a tmpfs needs root")
+    try:
+        with pytest.raises(V2VError) as caught:
+            await convert_guest(place.options(), quiet(), tmpdir=place.tmp)
+        assert "No space left" in str(caught.value)
+        place.assert_nothing_left()
+    finally:
+        subprocess.run(["umount", str(place.out)], check=True)
+
+
+@pytest.mark.parametrize(
+    ("output", "error", "said"),
+    [
+        ({"storage": None}, UsageError, "needs a directory to write to"),
+        ({"storage": "/nonexistent/x"}, (TargetError, UsageError), "/nonexistent/x"),
+        ({"storage": "/etc/hostname"}, (TargetError, UsageError), "not a directory"),
+        ({"mode": "tape"}, UsageError, "there is no such output"),
+        ({"mode": "glance"}, V2VError, "not built"),
+        ({"format": "vdi"}, UsageError, "vdi"),
+        ({"format": "raw", "options": (("compressed", None),)}, UsageError, "compressed"),
+        ({"name": "../x"}, (UsageError, TargetError), "x"),
+    ],
+)
+async def test_a_target_that_can_not_be_used_is_known_before_the_conversion(
+    place: Place, output: dict[str, object], error: type[Exception], said: str
+) -> None:
+    reporter, events = when("convert", lambda: None)
+    with pytest.raises(error, match=said):
+        await convert_guest(place.options(**output), reporter, tmpdir=place.tmp)
+    assert not any(event.step == "convert" for event in events)
+    place.assert_nothing_left()
+
+
+@pytest.mark.parametrize("overlay", ["cow", "qcow2"])
+async def test_either_overlay_keeps_the_source(place: Place, overlay: str) -> None:
+    place.disks = place.disks[:1]
+    place.before = place.before[:1]
+    options = place.options(mode="null", storage=None)
+    given = InputOptions("disk", options.input.arguments, options=(("overlay", overlay),))
+    options = GuestOptions(given, options.convert, options.output, options.copy)
+    await convert_guest(options, quiet(), tmpdir=place.tmp)
+    place.assert_nothing_left()
+
+
+async def test_what_a_killed_run_left_is_cleaned(place: Place) -> None:
+    """Kill -9 in the copy: servers die with it, ``clean`` removes the rest and nothing else."""
+    script = f"""
+import anyio, os, signal, sys
+from pathlib import Path
+sys.path.insert(0, {str(Path(__file__).parents[2])!r})
+from tests.fault.test_guest_faults import when, _no_kvm, _options
+import v2v_async.steps
+v2v_async.steps.probe_kvm = _no_kvm
+from v2v_async.guest import convert_guest
+reporter, _ = when("copy", lambda: os.kill(os.getpid(), signal.SIGKILL))
+anyio.run(lambda: convert_guest(_options({list(map(str, place.disks))!r}, {str(place.out)!r}),
+    reporter, tmpdir=Path({str(place.tmp)!r})))
+"""
+    import sys
+
+    killed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert_gone(str(place.tmp))  # the servers, without anybody's help
+    [left] = place.tmp.iterdir()
+    assert any(path.name.endswith(".partial") for path in place.out.iterdir())
+    (place.out / "other").write_bytes(b"somebody else's")
+    assert await clean([left], quiet()) == 1
+    assert not left.exists()
+    place.assert_nothing_left(outputs=("other",))
+
+
+async def test_a_living_run_is_not_cleaned(place: Place) -> None:
+    v2vdir = V2VDir.create(place.tmp)
+    with pytest.raises(UsageError, match="is alive"):
+        await clean([v2vdir.path], quiet())
+    assert v2vdir.path.exists()
+    v2vdir.remove()
+
+
+async def test_a_directory_of_somebody_else_is_not_cleaned(place: Place) -> None:
+    strange = place.tmp / "v2v.strange"
+    strange.mkdir()
+    with pytest.raises(UsageError, match="not a v2v directory"):
+        await clean([strange], quiet())
+    assert strange.exists()
+    strange.rmdir()
+
+
+def _options(disks: list[str], out: str) -> GuestOptions:
+    return GuestOptions(
+        InputOptions("disk", tuple(disks)),
+        ConvertOptions(),
+        OutputOptions(mode="local", storage=out),
+    )
+
+
+def quiet() -> Reporter:
+    return Reporter(lambda event: None, "t")
