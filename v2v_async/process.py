@@ -151,14 +151,14 @@ def start_detached(
         raise _not_installed(argv[0])
     gate, opener = os.pipe()
     try:
-        script = f'(read -r go <&{gate}; exec setsid -- "$@" {gate}<&-) >&2 & echo $!'
+        # A shell gives /dev/null to what it leaves behind, so the gate is moved to another number.
+        script = 'exec 3<&0; (read -r go <&3; exec setsid -- "$@" 3<&-) >&2 & echo $!'
         shell = subprocess.run(
             ["sh", "-c", script, "sh", *argv],
-            stdin=DEVNULL,
+            stdin=gate,
             stdout=PIPE,
             stderr=output,
             env={**os.environ, **(environment or {})},
-            pass_fds=[gate],
             check=True,
         )
         pid = int(shell.stdout)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import anyio
@@ -75,12 +75,12 @@ class Place:
 
 
 @pytest.fixture
-def place(short_tmp: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
+def place(short_tmp: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
     monkeypatch.setenv("PATH", f"{REPLAY}:{os.environ['PATH']}")
     monkeypatch.setenv("V2V_ASYNC_CACHE", str(short_tmp / "cache"))
     # The replay starts no appliance, so that no trial of KVM is needed either.
     monkeypatch.setattr("v2v_async.steps.probe_kvm", _no_kvm)
-    yield Place(short_tmp)
+    return Place(short_tmp)
 
 
 async def _no_kvm() -> object:

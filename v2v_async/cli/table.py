@@ -57,7 +57,7 @@ OUTPUT = (
               once=True),
     _required("-os", metavar="DIR", help="directory for the disks and the XML", group="output",
               once=True, files="directory"),
-    _required("-of", metavar="FORMAT", help="raw or qcow2; default: the source's", group="output",
+    _required("-of", metavar="FORMAT", help="raw (default) or qcow2", group="output",
               once=True),
     _required("-oa", metavar="ALLOCATION", help="sparse (default) or preallocated", group="output",
               once=True),
