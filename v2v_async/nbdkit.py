@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from urllib.parse import unquote
 
 from v2v_async import process
 from v2v_async.errors import DependencyError
@@ -14,6 +15,10 @@ from v2v_async.process import ServerCommand
 
 COW_BLOCK_SIZE = 64 * 1024
 """The cow filter's default; a conversion writes little, so a smaller one would buy nothing."""
+
+
+_TLS_PARAMETERS = {"tls-certificates": "tls-certificates", "tls-psk-file": "tls-psk"}
+"""Of an NBD URI, and what nbdkit's nbd plugin calls them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,15 +131,34 @@ def serve_source_file(features: Features, path: Path, socket: Path, scratch: Pat
 
 
 def serve_source_uri(features: Features, uri: str, socket: Path, scratch: Path) -> ServerCommand:
-    """Serve a remote NBD export under a cow overlay. TLS parameters are in the URI."""
+    """Serve a remote NBD export under a cow overlay."""
     return serve(
         features,
         socket,
         "nbd",
-        [f"uri={uri}"],
+        uri_parameters(uri),
         filters=["cow"],
         environment={"TMPDIR": str(scratch)},
     )
+
+
+def uri_parameters(uri: str) -> list[str]:
+    """Return the nbd plugin's parameters for an NBD URI.
+
+    The plugin lets no URI name local files, so the TLS parameters are moved out of it.
+    Source: nbdkit-nbd-plugin(1); the URI's own are in the NBD URI specification.
+    """
+    scheme, separator, rest = uri.partition("://")
+    address, _, query = rest.partition("?")
+    kept, moved = [], []
+    for word in query.split("&") if query else []:
+        name, _, value = word.partition("=")
+        if name in _TLS_PARAMETERS:
+            moved.append(f"{_TLS_PARAMETERS[name]}={unquote(value)}")
+        else:
+            kept.append(word)
+    address += f"?{'&'.join(kept)}" if kept else ""
+    return [f"uri={scheme}{separator}{address}", *moved]
 
 
 def serve_target_file(features: Features, path: Path, socket: Path) -> ServerCommand:

@@ -13,6 +13,7 @@ helper, which ends before the next one begins: it stays, and ``state.json`` tell
 
 from __future__ import annotations
 
+import errno
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -31,6 +32,9 @@ from v2v_async.v2vdir import V2VDir, record_of
 READY_TIMEOUT_S = 60.0
 _FIRST_POLL_S, _LAST_POLL_S = 0.005, 0.2
 _TAIL_LINES = 12
+# A server that listens and yet ends the handshake can't open its disk; what is behind it (a remote
+# server, a device) gets this many tries.
+_MOST_REFUSALS = 4
 
 
 class Server:
@@ -125,17 +129,23 @@ class Servers:
 
     async def _ready(self, server: Server) -> ExportInfo:
         result: list[ExportInfo] = []
-        last_error: list[V2VError] = []
+        last_error: list[ConnectError] = []
 
         async def handshake(scope: anyio.CancelScope) -> None:
             pause_s = _FIRST_POLL_S
+            refusals = 0
             while True:
                 if server.command.socket.exists():
                     try:
                         connection = await open_connection(server.endpoint)
-                    except (ConnectError, TimeoutError) as error:
-                        if isinstance(error, ConnectError):
-                            last_error[:] = [error]
+                    except TimeoutError:
+                        pass
+                    except ConnectError as error:
+                        last_error.append(error)
+                        refusals += error.errno != errno.ECONNREFUSED
+                        if refusals >= _MOST_REFUSALS:
+                            scope.cancel()
+                            return
                     else:
                         connection.handle.close()
                         result.append(connection.info)
@@ -158,10 +168,10 @@ class Servers:
         tail = tail_of(server.log)
         if status is not None:
             why = f"ended at once ({process.describe_status(status)})"
+        elif last_error and last_error[-1].errno != errno.ECONNREFUSED:
+            why = f"can't serve the disk ({last_error[-1].message})"
         else:
             why = f"did not answer within {READY_TIMEOUT_S:.0f} s"
-            if last_error:
-                why += f" ({last_error[0].message})"
         raise ServerStartError(
             f"the server {server.name} ({server.command.program}) {why}{_quote(tail)}",
             argv=redact_argv(server.command.argv),

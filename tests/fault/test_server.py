@@ -42,6 +42,15 @@ async def test_a_server_that_never_answers(
             await servers.start("in1", command, log=short_tmp / "log")
 
 
+async def test_a_server_that_can_not_open_its_disk_says_so_at_once(short_tmp: Path) -> None:
+    with pytest.raises(ServerStartError, match="can't serve the disk") as caught:
+        with anyio.fail_after(30):
+            async with running_servers(V2VDir(short_tmp)) as servers:
+                refuse = ["open=echo ENOENT no such disk >&2; exit 1", "get_size=echo 1M"]
+                await serve(servers, "in1", short_tmp, "eval", *refuse)
+    assert "no such disk" in caught.value.stderr_tail
+
+
 async def test_a_server_that_accepts_and_says_nothing(
     short_tmp: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
