@@ -210,6 +210,16 @@ async def test_a_target_that_can_not_be_used_is_known_before_the_conversion(
     place.assert_nothing_left()
 
 
+async def test_the_source_is_never_replaced_by_the_target(place: Place) -> None:
+    """web-sda makes a guest named web, whose first disk in the same directory is web-sda."""
+    source = place.disks[0].rename(place.disks[0].with_name("web-sda"))
+    place.disks = [source]
+    place.before = place.state()
+    with pytest.raises(UsageError, match="is the source's disk 1"):
+        await convert_guest(place.options(storage=str(source.parent)), quiet(), tmpdir=place.tmp)
+    place.assert_nothing_left()
+
+
 @pytest.mark.parametrize("overlay", ["cow", "qcow2"])
 async def test_either_overlay_keeps_the_source(place: Place, overlay: str) -> None:
     place.disks = place.disks[:1]

@@ -10,7 +10,7 @@ def describe(source: SourceGuest) -> str:
     """Return ``source`` as text, safe for a terminal."""
     pairs = (
         ("source name", source.name),
-        ("hypervisor type", source.hypervisor or "unknown"),
+        ("hypervisor type", source.hypervisor or "unknownhv"),
         ("VM genid", source.genid or ""),
         ("memory", f"{source.memory} (bytes)"),
         ("nr vCPUs", str(source.vcpus)),
@@ -23,28 +23,36 @@ def describe(source: SourceGuest) -> str:
         ("sound", source.sound or ""),
     )
     lines = ["Source guest information (--print-source option):", ""]
-    lines += [f"{label:>15}: {clean(value)}".rstrip() for label, value in pairs]
-    lines += ["disks:", *(f"\t{_disk(disk)}" for disk in source.disks)]
-    lines += ["removable media:", *(f"\t{_removable(drive)}" for drive in source.removables)]
-    lines += ["NICs:", *(f"\t{_nic(nic)}" for nic in source.nics)]
-    return "\n".join(lines) + "\n"
+    lines += [f"{label:>15}: {clean(value)}" for label, value in pairs]
+    for title, rows in (
+        ("disks", [_disk(disk) for disk in source.disks]),
+        ("removable media", [_removable(drive) for drive in source.removables]),
+        ("NICs", [_nic(nic) for nic in source.nics]),
+    ):
+        # A list without entries leaves an empty line, there as here.
+        lines += [f"{title}:", *([f"\t{row}" for row in rows] or [""])]
+    return "\n".join(lines) + "\n\n"
 
 
 def _topology(topology: CpuTopology | None) -> str:
     if topology is None:
         return ""
-    return f"sockets: {topology.sockets} cores: {topology.cores} threads: {topology.threads}"
+    return (
+        f"sockets: {topology.sockets} cores/socket: {topology.cores} "
+        f"threads/core: {topology.threads}"
+    )
 
 
 def _disk(disk: SourceDisk) -> str:
-    controller = f" [{disk.controller}]" if disk.controller else ""
-    return clean(f"{disk.index} {disk.source} ({disk.format}, {disk.size} bytes)") + controller
+    # virt-v2v counts from 0.
+    return f"{disk.index - 1}" + (f" [{disk.controller}]" if disk.controller else "")
 
 
 def _removable(drive: SourceRemovable) -> str:
+    kind = {"cdrom": "CD-ROM", "floppy": "Floppy"}[drive.type]
     controller = f" [{drive.controller}]" if drive.controller else ""
     slot = f" in slot {drive.slot}" if drive.slot is not None else ""
-    return f"{drive.type}{controller}{slot}"
+    return f"{kind}{controller}{slot}"
 
 
 def _nic(nic: Nic) -> str:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal, Self
 
@@ -105,6 +106,7 @@ class LocalOutput(Output):
         _check_name(name)
         for final in [*self._disk_paths(source.disks, name), self._xml_path(name)]:
             files.temporary_for(final)
+            _refuse_source(final, source.disks)
             if final.is_dir():
                 raise TargetError(
                     f"‘{final}’ is a directory", hint="move it, or give another name: -on NAME"
@@ -236,6 +238,17 @@ def _made(v2vdir: V2VDir, finals: Sequence[Path]) -> list[OutputFile]:
             hint="the output must be set up first, with the same -os and -on",
         )
     return [records[str(path)] for path in finals]
+
+
+def _refuse_source(final: Path, disks: Sequence[SourceDisk]) -> None:
+    """Refuse to replace a disk of the source: ``-i disk DIR/web-sda … -os DIR`` would."""
+    for disk in disks:
+        with suppress(OSError):
+            if final.samefile(disk.source):
+                raise UsageError(
+                    f"the target ‘{final}’ is the source's disk {disk.index}",
+                    hint="write to another directory, or give another name: -on NAME",
+                )
 
 
 def _check_name(name: str) -> None:
