@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -14,6 +15,18 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 IS_CI = os.environ.get("CI") == "true" or os.environ.get("V2V_REQUIRE_TOOLS") == "1"
+
+
+def pytest_configure() -> None:
+    """Let the programs under test get their signals.
+
+    A background job of a script starts with SIGINT ignored, nohup ignores SIGHUP, and both are
+    inherited; the programs rightly keep to that.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture

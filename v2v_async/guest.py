@@ -122,9 +122,10 @@ async def _v2v_directory(
             await stop_recorded(v2vdir)
             await output.abandon(v2vdir, reporter)
         if isinstance(error, Exception) and any(v2vdir.log_directory.iterdir()):
-            v2vdir.keep_only_logs()
             if isinstance(error, V2VError):
-                error.locate(log=v2vdir.log_directory)
+                phase = v2vdir.state.phase
+                error.locate(step=None if phase == "new" else phase, log=v2vdir.log_directory)
+            v2vdir.keep_only_logs()
         else:
             v2vdir.remove()
         raise

@@ -170,6 +170,29 @@ def start_detached(
     return Detached(pid, started)
 
 
+def bound_sockets(group: int) -> set[Path]:
+    """Return the Unix sockets with a name that the processes of a group have open.
+
+    Source: proc(5), /proc/net/unix: the seventh field is the inode, the eighth the name.
+    """
+    names = {}
+    with suppress(OSError):
+        for line in Path("/proc/net/unix").read_text(errors="surrogateescape").splitlines()[1:]:
+            fields = line.split(maxsplit=7)
+            if len(fields) == 8 and fields[7].startswith("/"):
+                names[fields[6]] = Path(fields[7])
+    found = set()
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError, IndexError):
+            if (folder / "stat").read_text().rpartition(")")[2].split()[2] != str(group):
+                continue
+            for descriptor in (folder / "fd").iterdir():
+                inode = os.readlink(descriptor).removeprefix("socket:[").rstrip("]")
+                if inode in names:
+                    found.add(names[inode])
+    return found
+
+
 async def end(process: Child, *, grace_s: float = GRACE_S) -> int:
     """End ``process`` and its group: SIGTERM, ``grace_s`` seconds, SIGKILL. Return its status.
 

@@ -118,17 +118,21 @@ def test_a_disk_without_an_operating_system(place: Place, no_os_disk: Path) -> N
     place.assert_nothing_left()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    ("number", "phase"),
+    [(signal.SIGINT, "Opening the source"), (signal.SIGTERM, "Inspecting the source")],
+)
 def test_a_signal_while_the_appliance_runs(
-    place: Place, phony_guest: Path, number: signal.Signals
+    place: Place, phony_guest: Path, number: signal.Signals, phase: str
 ) -> None:
+    """While it starts, and when the guest's disks are open in it."""
     disk = phony_guest / "system.img"
     before = digest(disk)
     child = place.start("-i", "disk", str(disk), "-o", "local", "-os", str(place.out))
     assert child.stdout is not None
     with child:
         for line in child.stdout:
-            if "Opening the source" in line:  # qemu is there or about to be
+            if phase in line:
                 break
         child.send_signal(number)
         _, err = child.communicate(timeout=120)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from subprocess import DEVNULL
@@ -118,6 +118,7 @@ async def _run(
     transcript = Transcript(descriptor, reporter, verbose=options.verbose)
     transcript.write_log(f"$ {process.command_line(argv)}")
     child: Process | None = None
+    sockets: set[Path] = set()
     try:
         child = await process.start(
             argv,
@@ -131,11 +132,12 @@ async def _run(
     finally:
         with anyio.CancelScope(shield=True):
             if child is not None:
+                sockets = process.bound_sockets(child.pid)
                 await process.end(child, grace_s=END_GRACE_S)
                 v2vdir.forget_process(child.pid)
                 await _close(child)
         os.close(descriptor)
-        _remove_temporary(v2vdir, scratch, transcript)
+        _remove_temporary(v2vdir, scratch, transcript, sockets)
     if status != 0:
         raise _failed(status, transcript, log)
     return transcript
@@ -226,15 +228,24 @@ def _make_scratch(v2vdir: V2VDir) -> Path:
     return scratch
 
 
-def _remove_temporary(v2vdir: V2VDir, scratch: Path, transcript: Transcript) -> None:
-    """Remove what it left: after SIGKILL that is all it had."""
+def _remove_temporary(
+    v2vdir: V2VDir, scratch: Path, transcript: Transcript, sockets: Iterable[Path]
+) -> None:
+    """Remove what it left: after SIGKILL that is all it had.
+
+    libguestfs's own socket is in a directory that only the log tells, and that only once qemu has
+    been started; before that, ``sockets`` has it: those that were open when the program was ended.
+    """
     shutil.rmtree(scratch, ignore_errors=True)
     if str(scratch) in v2vdir.state.files:
         v2vdir.update(files=[path for path in v2vdir.state.files if path != str(scratch)])
+    folders = {path.parent for path in sockets if path.parent.name.startswith("libguestfs")}
     if transcript.socket_directory is not None:
+        folders.add(Path(transcript.socket_directory))
+    for folder in folders:
         with suppress(OSError):
-            if os.lstat(transcript.socket_directory).st_uid == os.geteuid():
-                shutil.rmtree(transcript.socket_directory)
+            if folder.lstat().st_uid == os.geteuid():
+                shutil.rmtree(folder)
 
 
 async def _close(child: Process) -> None:
