@@ -28,6 +28,16 @@ GRACE_S = 5.0
 """From SIGTERM to SIGKILL. nbdkit and qemu-nbd need milliseconds; virt-v2v-in-place stops qemu."""
 
 
+# Stands above a program that starts others: when we are killed only this shell hears of it, and it
+# ends them all. 0 is its own process group; a program that stays is killed after 5 s.
+_GUARD = """exec 3<&0
+"$@" <&3 3<&- &
+child=$!
+trap 'trap "" TERM; kill -TERM 0; (sleep 5; kill -KILL 0) & wait $child; kill -KILL 0' TERM
+wait $child
+"""
+
+
 @dataclass(frozen=True, slots=True)
 class Completed:
     """What a finished program left: exit status, standard output and the end of its errors."""
@@ -79,20 +89,23 @@ async def start(
     stdout: int | IO[bytes] = PIPE,
     stderr: int | IO[bytes] = PIPE,
     environment: Mapping[str, str] | None = None,
+    with_children: bool = False,
 ) -> Process:
     """Start ``argv`` in a session of its own. ``environment`` is added to ours.
 
     The kernel sends it SIGTERM when we end, even by SIGKILL. That is tied to the *thread* that
-    starts it (prctl(2), PR_SET_PDEATHSIG): call from the main thread.
+    starts it (prctl(2), PR_SET_PDEATHSIG): call from the main thread. ``with_children``: it starts
+    programs that must end then too.
 
     Raises:
         DependencyError: the program is not installed.
     """
+    guard = ["sh", "-c", _GUARD, "sh"] if with_children else []
     try:
         # Cancelled in here, asyncio would kill the program but not what it has started already.
         with anyio.CancelScope(shield=True):
             process = await anyio.open_process(
-                ["setpriv", "--pdeathsig", "TERM", "--", *argv],
+                ["setpriv", "--pdeathsig", "TERM", "--", *guard, *argv],
                 stdin=stdin,
                 stdout=stdout,
                 stderr=stderr,
@@ -182,15 +195,33 @@ def bound_sockets(group: int) -> set[Path]:
             if len(fields) == 8 and fields[7].startswith("/"):
                 names[fields[6]] = Path(fields[7])
     found = set()
-    for folder in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError, IndexError):
-            if (folder / "stat").read_text().rpartition(")")[2].split()[2] != str(group):
-                continue
-            for descriptor in (folder / "fd").iterdir():
+    for pid in group_members(group):
+        with suppress(OSError):
+            for descriptor in Path(f"/proc/{pid}/fd").iterdir():
                 inode = os.readlink(descriptor).removeprefix("socket:[").rstrip("]")
                 if inode in names:
                     found.add(names[inode])
     return found
+
+
+def group_members(group: int) -> list[int]:
+    """Return the live processes of a process group."""
+    members = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError, IndexError):
+            fields = (folder / "stat").read_text().rpartition(")")[2].split()
+            if fields[2] == str(group) and fields[0] not in ("Z", "X"):
+                members.append(int(folder.name))
+    return members
+
+
+def _names(pid: int, text: str) -> bool:
+    """Return whether the command line or the environment of a process has ``text``."""
+    for source in ("cmdline", "environ"):
+        with suppress(OSError):
+            if os.fsencode(text) in Path(f"/proc/{pid}/{source}").read_bytes():
+                return True
+    return False
 
 
 async def end(process: Child, *, grace_s: float = GRACE_S) -> int:
@@ -210,10 +241,18 @@ async def end(process: Child, *, grace_s: float = GRACE_S) -> int:
     return process.returncode
 
 
-async def end_pid(pid: int, started: int, *, grace_s: float = GRACE_S) -> bool:
-    """End a process of an earlier run, known by pid and start time. Return whether it was there."""
+async def end_pid(pid: int, started: int, *, naming: str, grace_s: float = GRACE_S) -> bool:
+    """End a process of an earlier run, known by pid and start time. Return whether it was there.
+
+    What is left of its group when it has gone itself is killed, where a process's command line or
+    environment has ``naming``: that makes sure that it is of that run.
+    """
     if not is_same(pid, started):
-        return False
+        orphans = [member for member in group_members(pid) if _names(member, naming)]
+        for member in orphans:
+            with suppress(ProcessLookupError):
+                os.kill(member, signal.SIGKILL)
+        return bool(orphans)
     with anyio.CancelScope(shield=True):
         _signal_group(pid, signal.SIGTERM)
         with anyio.move_on_after(grace_s):
@@ -262,6 +301,14 @@ async def run(
         b"".join(chunks["stdout"]).decode(errors="replace"),
         b"".join(chunks["stderr"]).decode(errors="replace"),
     )
+
+
+def unguarded(status: int) -> int:
+    """Return a program's own status from that of the shell above it (``with_children``).
+
+    A shell says 128 + n for a program that signal n killed.
+    """
+    return 128 - status if status > 128 else status
 
 
 def describe_status(status: int) -> str:

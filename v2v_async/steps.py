@@ -169,7 +169,7 @@ async def stop_recorded(v2vdir: V2VDir, prefix: str = "") -> int:
     for record in reversed(v2vdir.state.processes):
         if not Path(record.socket or "").name.startswith(prefix):
             continue
-        ended += await process.end_pid(record.pid, record.started)
+        ended += await process.end_pid(record.pid, record.started, naming=str(v2vdir.path))
         if record.socket:
             Path(record.socket).unlink(missing_ok=True)
         v2vdir.forget_process(record.pid)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -140,6 +141,30 @@ def test_a_signal_while_the_appliance_runs(
     assert digest(disk) == before
     place.assert_nothing_left()
     assert list(place.tmp.iterdir()) == []
+
+
+def test_the_supervisor_killed_during_the_conversion(place: Place, phony_guest: Path) -> None:
+    """Kill -9: qemu and all that the conversion started end by themselves; clean does the rest."""
+    disk = phony_guest / "system.img"
+    child = place.start("-i", "disk", str(disk), "-o", "local", "-os", str(place.out))
+    assert child.stdout is not None
+    with child:
+        for line in child.stdout:
+            if "Inspecting the source" in line:
+                break
+        running = processes_naming(str(place.tmp))
+        assert any("qemu-system" in line for line in running)
+        child.kill()
+        child.communicate(timeout=60)
+    assert_gone(str(place.tmp), within_s=30)
+    [left] = place.tmp.iterdir()
+    clean = subprocess.run([*program("v2v-async"), "clean", str(left)], env=place.environment)
+    assert clean.returncode == 0
+    assert list(place.tmp.iterdir()) == []
+    # Only libguestfs itself knows its socket's folder, and it was killed: see docs/conversion.md.
+    for folder in sockets_of_libguestfs() - place.before:
+        shutil.rmtree(folder)
+    place.assert_nothing_left()
 
 
 def test_a_server_killed_during_the_conversion(place: Place, phony_guest: Path) -> None:

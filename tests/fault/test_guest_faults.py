@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -89,13 +90,15 @@ async def _no_kvm() -> object:
     return KvmStatus("absent", "not looked for")
 
 
-def when(step: str, act: Callable[[], None]) -> tuple[Reporter, list[Event]]:
-    """Act as soon as a step says that it begins."""
+def when(
+    step: str, act: Callable[[], None], type_: str = "started"
+) -> tuple[Reporter, list[Event]]:
+    """Act as soon as a step says that it begins (or what ``type_`` says)."""
     events: list[Event] = []
 
     def emit(event: Event) -> None:
         events.append(event)
-        if event.type == "started" and event.step == step and event.disk is None:
+        if event.type == type_ and event.step == step and event.disk is None:
             act()
 
     return Reporter(emit, "t"), events
@@ -129,10 +132,23 @@ async def test_cancelled_in_each_step(place: Place, step: str) -> None:
     assert (place.out / "other").read_bytes() == b"somebody else's"
 
 
-@pytest.mark.parametrize("step", ["convert", "output", "copy"])
-@pytest.mark.parametrize("name", ["in1", "in2"])
-async def test_a_source_server_killed_in_each_step(place: Place, step: str, name: str) -> None:
-    reporter, _ = when(step, lambda: kill_server(place, name))
+@pytest.mark.parametrize(
+    ("step", "type_", "name"),
+    [
+        ("input", "finished", "in1"),
+        ("convert", "started", "in1"),
+        ("convert", "started", "in2"),
+        ("convert", "finished", "in2"),
+        ("output", "started", "in1"),
+        ("output", "finished", "out1"),
+        ("copy", "started", "in1"),
+        ("copy", "started", "in2"),
+        ("copy", "started", "out2"),
+    ],
+)
+async def test_a_server_killed_in_each_step(place: Place, step: str, type_: str, name: str) -> None:
+    """In finalize and cleanup there is none any more: they are stopped before."""
+    reporter, _ = when(step, lambda: kill_server(place, name), type_)
     with pytest.raises(V2VError) as caught:
         await convert_guest(place.options(), reporter, tmpdir=place.tmp)
     assert isinstance(caught.value, ServerError), caught.value
@@ -144,13 +160,6 @@ async def test_a_source_server_killed_in_each_step(place: Place, step: str, name
     place.assert_nothing_left()
 
 
-async def test_a_target_server_killed_in_the_copy(place: Place) -> None:
-    reporter, _ = when("copy", lambda: kill_server(place, "out2"))
-    with pytest.raises(ServerError, match="the server out2 .*SIGKILL"):
-        await convert_guest(place.options(), reporter, tmpdir=place.tmp)
-    place.assert_nothing_left()
-
-
 def kill_server(place: Place, name: str) -> None:
     [v2vdir] = place.tmp.iterdir()
     [record] = [
@@ -159,6 +168,47 @@ def kill_server(place: Place, name: str) -> None:
         if Path(record.socket or "").name == name
     ]
     os.kill(record.pid, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_the_command_in_each_step(
+    place: Place, step: str, number: signal.Signals
+) -> None:
+    """The whole command line, and a real signal that arrives just when the step begins."""
+    script = f"""
+import os, sys
+from v2v_async import events
+emit = events.Reporter.emit
+def emit_and_send(self, type_, text=None, **fields):
+    emit(self, type_, text, **fields)
+    if (type_, self.step, self.disk) == ("started", {step!r}, None):
+        os.kill(os.getpid(), {int(number)})
+events.Reporter.emit = emit_and_send
+import v2v_async.steps
+from v2v_async.kvm import KvmStatus
+async def no_kvm():
+    return KvmStatus("absent", "not looked for")
+v2v_async.steps.probe_kvm = no_kvm
+from v2v_async.cli.main import virt_v2v_async
+sys.exit(virt_v2v_async())
+"""
+    argv = ["-i", "disk", *map(str, place.disks), "-o", "local", "-os", str(place.out)]
+    done = subprocess.run(
+        [sys.executable, "-c", script, *argv],
+        env={**os.environ, "TMPDIR": str(place.tmp)},
+        capture_output=True,
+        text=True,
+    )
+    if step == "cleanup" and done.returncode == 0:  # nothing was left to be interrupted
+        place.assert_nothing_left(outputs=("web-sda", "web-sdb", "web.xml"))
+        return
+    assert done.returncode == 128 + number, done.stderr
+    assert "cleaning up" in done.stdout + done.stderr
+    assert "all done" not in done.stdout
+    outputs = ("web-sda", "web-sdb", "web.xml") if step == "cleanup" else ()
+    place.assert_nothing_left(outputs=outputs)
+    assert list(place.tmp.iterdir()) == []
 
 
 async def test_a_failing_conversion(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -245,8 +295,6 @@ reporter, _ = when("copy", lambda: os.kill(os.getpid(), signal.SIGKILL))
 anyio.run(lambda: convert_guest(_options({list(map(str, place.disks))!r}, {str(place.out)!r}),
     reporter, tmpdir=Path({str(place.tmp)!r})))
 """
-    import sys
-
     killed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert_gone(str(place.tmp))  # the servers, without anybody's help

@@ -125,10 +125,11 @@ async def _run(
             # 0 is our standard input: passphrases come from there.
             stdin=0 if options.keys_from_stdin else DEVNULL,
             environment=virt_v2v_in_place.environment(scratch, environment),
+            with_children=True,
         )
         v2vdir.add_process(record_of(child.pid, PROGRAM, redact_argv(argv)))
         await _follow(child, transcript)
-        status = await child.wait()
+        status = process.unguarded(await child.wait())
     finally:
         with anyio.CancelScope(shield=True):
             if child is not None:
@@ -249,6 +250,11 @@ def _remove_temporary(
 
 
 async def _close(child: Process) -> None:
+    """Close both pipes; asyncio lets go of one at its end, when all its writers are gone."""
     for stream in (child.stdout, child.stderr):
-        if stream is not None:
-            await stream.aclose()
+        if stream is None:
+            continue
+        with anyio.move_on_after(1.0), suppress(anyio.ClosedResourceError):
+            async for _ in stream:
+                pass
+        await stream.aclose()
