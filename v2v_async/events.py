@@ -107,7 +107,7 @@ class Reporter:
         clock: Callable[[], float] = _time.time,
     ) -> None:
         self._emit = emit
-        self._run = run
+        self.run = run
         self.guest = guest
         self.step = step
         self.disk = disk
@@ -115,7 +115,7 @@ class Reporter:
 
     def _bound(self, **place: Any) -> Reporter:
         known = {"guest": self.guest, "step": self.step, "disk": self.disk, **place}
-        return Reporter(self._emit, self._run, clock=self._clock, **known)
+        return Reporter(self._emit, self.run, clock=self._clock, **known)
 
     def tee(self, also: Emit) -> Reporter:
         """Return a reporter for the same place whose events ``also`` gets too."""
@@ -126,7 +126,7 @@ class Reporter:
             also(event)
 
         return Reporter(
-            both, self._run, guest=self.guest, step=self.step, disk=self.disk, clock=self._clock
+            both, self.run, guest=self.guest, step=self.step, disk=self.disk, clock=self._clock
         )
 
     def for_guest(self, guest: str) -> Reporter:
@@ -150,7 +150,7 @@ class Reporter:
         self._emit(
             Event(
                 time=self._clock(),
-                run=self._run,
+                run=self.run,
                 type=type_,
                 guest=self.guest,
                 step=self.step,

@@ -11,8 +11,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 import anyio
@@ -60,17 +60,20 @@ async def convert_guest(
     NetworkMap(options.convert.network)
 
     # Everything that can be known now is checked now, before the long step begins.
-    await source_input.check(reporter.for_step("input"))
-    source = await source_input.describe()
+    with _located("input"):
+        await source_input.check(reporter.for_step("input"))
+        source = await source_input.describe()
     mine = reporter.for_guest(source.name)
     began = time.monotonic()
     mine.emit("started", details=_summary(source))
     try:
         async with _v2v_directory(tmpdir, output, mine) as v2vdir:
-            await virt_v2v_in_place.probe()
-            await output.check(mine.for_step("output"))
-            name = options.output.name or source.name
-            await output.check_source(source, name, mine.for_step("output"))
+            with _located("convert"):
+                await virt_v2v_in_place.probe()
+            with _located("output"):
+                await output.check(mine.for_step("output"))
+                name = options.output.name or source.name
+                await output.check_source(source, name, mine.for_step("output"))
             async with running_servers(v2vdir) as servers:
                 source = await run_input(v2vdir, source_input, servers, mine)
                 target = await run_convert(
@@ -105,8 +108,19 @@ async def describe_source(options: GuestOptions, reporter: Reporter) -> SourceGu
         SourceError: it can't be read.
     """
     source_input = parse_input(options.input)
-    await source_input.check(reporter.for_step("input"))
-    return await source_input.describe()
+    with _located("input"):
+        await source_input.check(reporter.for_step("input"))
+        return await source_input.describe()
+
+
+@contextmanager
+def _located(step_name: str) -> Iterator[None]:
+    """Tell errors of an early check which step they are of."""
+    try:
+        yield
+    except V2VError as error:
+        error.locate(step=step_name)
+        raise
 
 
 @asynccontextmanager
@@ -115,6 +129,7 @@ async def _v2v_directory(
 ) -> AsyncIterator[V2VDir]:
     """Have a v2v directory; after a failure, undo the output and keep the logs."""
     v2vdir = V2VDir.create(tmpdir)
+    v2vdir.update(run=reporter.run)
     try:
         yield v2vdir
     except BaseException as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -149,6 +150,8 @@ def test_print_source_is_virt_v2vs(place: Place) -> None:
         check=True,
     ).stdout
     described = theirs[theirs.index("Source guest information") :]
+    # A row that versions after 2.6 have; programs that read the text look for labels.
+    described = re.sub(r"^ *UEFI secureboot: .*\n", "", described, flags=re.MULTILINE)
     assert ours.stdout == described
 
 

@@ -23,9 +23,9 @@ pytestmark = pytest.mark.anyio
     ("side", "fault", "code", "said"),
     [
         ("in1", ["error-pread=EIO", "error-pread-rate=100%"], "EIO", "reading"),
-        ("in1", ["error-pread=EIO", "error-pread-rate=10%"], "EIO", "reading"),
+        ("in1", ["error-pread=EIO", "error-pread-rate=60%"], "EIO", "reading"),
         ("out1", ["error-pwrite=ENOSPC", "error-pwrite-rate=100%"], "ENOSPC", "writing"),
-        ("out1", ["error-pwrite=EPERM", "error-pwrite-rate=5%"], "EPERM", "writing"),
+        ("out1", ["error-pwrite=EPERM", "error-pwrite-rate=60%"], "EPERM", "writing"),
         ("out1", ["error-zero=EIO", "error-zero-rate=100%"], "EIO", "zeroing"),
     ],
 )
