@@ -137,11 +137,6 @@ class Detached:
             await anyio.sleep(0.02)
         return status
 
-    def send_signal(self, number: signal.Signals) -> None:
-        """Send it a signal; nothing happens when it has ended."""
-        if self.returncode is None:
-            os.kill(self.pid, number)
-
 
 Child = Process | Detached
 """A running program."""
@@ -234,9 +229,13 @@ async def end(process: Child, *, grace_s: float = GRACE_S) -> int:
             _signal_group(process.pid, signal.SIGTERM)
             with anyio.move_on_after(grace_s):
                 await process.wait()
-        # Its children may outlive it; the group exists as long as one of them does.
-        _signal_group(process.pid, signal.SIGKILL)
-        await process.wait()
+        if process.returncode is None:
+            _signal_group(process.pid, signal.SIGKILL)
+            await process.wait()
+        elif start_time(process.pid) is None:
+            # Its children may outlive it. As long as one does, the number of their group is not
+            # given to a new process; so one that has it now means that none is left.
+            _signal_group(process.pid, signal.SIGKILL)
     assert process.returncode is not None
     return process.returncode
 

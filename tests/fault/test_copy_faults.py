@@ -105,9 +105,10 @@ async def test_a_server_killed_in_mid_copy_is_the_reason(short_tmp: Path, victim
             dies = one if victim == "in1" else two
 
             def watch(event: Event) -> None:
+                is_first = not any(e.bytes is not None and e.bytes.landed > 0 for e in events)
                 events.append(event)
-                if event.bytes is not None and event.bytes.landed > 0:
-                    dies.process.send_signal(signal.SIGKILL)
+                if event.bytes is not None and event.bytes.landed > 0 and is_first:
+                    os.kill(dies.process.pid, signal.SIGKILL)
 
             await copy_disks([CopyJob(1, one.endpoint, two.endpoint, True)], Reporter(watch, "t"))
     assert events[-1].type in ("failed", "cancelled")
@@ -153,6 +154,46 @@ async def test_a_server_that_hangs_does_not_hold_a_cancelled_copy(short_tmp: Pat
             await copy_disks([CopyJob(1, one.endpoint, two.endpoint, True)], Reporter(watch, "t"))
         assert scope.cancelled_caught
         os.kill(one.process.pid, signal.SIGCONT)
+
+
+async def test_an_error_beside_a_connection_that_hangs_still_ends(short_tmp: Path) -> None:
+    """One lane is told EIO while another waits for an answer that never comes."""
+    # A read in the first chunk never ends; the lanes that have the others are told an error.
+    answer = 'if [ "$4" -lt 4194304 ]; then sleep 1000; else echo EIO >&2; exit 1; fi'
+    with pytest.raises(CopyError, match="EIO"), anyio.fail_after(60):
+        async with running_servers(V2VDir(short_tmp)) as servers:
+            one = await serve(
+                servers,
+                "in1",
+                short_tmp,
+                "eval",
+                "get_size=echo 512M",
+                f"pread={answer}",
+                "can_multi_conn=exit 0",
+                "thread_model=echo parallel",
+            )
+            two = await serve(servers, "out1", short_tmp, "null", "size=512M")
+            await copy_disks([CopyJob(1, one.endpoint, two.endpoint, True)], quiet([]))
+
+
+async def test_a_flush_that_hangs_does_not_hold_a_cancelled_copy(short_tmp: Path) -> None:
+    async with running_servers(V2VDir(short_tmp)) as servers:
+        one = await serve(servers, "in1", short_tmp, "null", "size=1M")
+        flush = ["can_write=exit 0", "can_flush=exit 0", f"flush=touch {short_tmp}/f; sleep 1000"]
+        two = await serve(
+            servers, "out1", short_tmp, "eval", "get_size=echo 1M", "pwrite=cat >/dev/null", *flush
+        )
+
+        async def cancel_in_flush(scope: anyio.CancelScope) -> None:
+            while not (short_tmp / "f").exists():
+                await anyio.sleep(0.02)
+            scope.cancel()
+
+        with anyio.fail_after(60), anyio.CancelScope() as scope:
+            async with anyio.create_task_group() as group:
+                group.start_soon(cancel_in_flush, scope)
+                await copy_disks([CopyJob(1, one.endpoint, two.endpoint, True)], quiet([]))
+        assert scope.cancelled_caught
 
 
 @pytest.mark.parametrize("when", range(0, 40, 4))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from v2v_async.errors import CopyError, NbdError, RequestError, SizeMismatchError
@@ -101,6 +102,8 @@ class DiskCopy:
     counters: list[Counters] = field(default_factory=list)
     error: BaseException | None = None
     is_cancelled: bool = False
+    wake: Callable[[], None] = lambda: None
+    """Makes the workers look at their lanes; called, in any thread, when the disk is to stop."""
     _position: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -142,10 +145,13 @@ class DiskCopy:
                 wrapped = error
             wrapped.__cause__ = error if wrapped is not error else None
             self.error = wrapped
+        # A lane that waits for a server which hangs would otherwise not learn of it.
+        self.wake()
 
     def cancel(self) -> None:
         """Ask the lanes to finish what is in flight and stop."""
         self.is_cancelled = True
+        self.wake()
 
     @property
     def is_stopping(self) -> bool:

@@ -174,7 +174,8 @@ async def _copy_one(
         async with AsyncExitStack() as stack:
             await _drive(stack, disk, workers, mine)
             mine.emit("progress", bytes=disk.copy.bytes())
-            await anyio.to_thread.run_sync(disk.target.handle.flush_now)
+            # A server that hangs in its flush must not hold a cancelled run.
+            await anyio.to_thread.run_sync(disk.target.handle.flush_now, abandon_on_cancel=True)
     except V2VError as error:
         error.locate(disk=disk.job.index)
         mine.emit(
@@ -207,6 +208,7 @@ async def _drive(
         Lane(disk.copy, source.handle, target.handle, disk.depth, _thread_safe(event))
         for (source, target), event in zip(pairs, done, strict=True)
     ]
+    disk.copy.wake = lambda: _wake_all(workers)
     for lane in lanes:
         min(workers, key=lambda worker: worker.load).add(lane)
     try:
@@ -216,12 +218,19 @@ async def _drive(
             group.cancel_scope.cancel()
     finally:
         disk.copy.cancel()
-        for worker in workers:
-            worker.wake()
         with anyio.CancelScope(shield=True):
             await _all(done)
+        for lane in lanes:
+            if lane.in_flight:  # its server hangs: a good-bye would hang as well
+                lane.source.close(politely=False)
+                lane.target.close(politely=False)
     if disk.copy.error is not None:
         raise disk.copy.error
+
+
+def _wake_all(workers: Sequence[Worker]) -> None:
+    for worker in workers:
+        worker.wake()
 
 
 def _thread_safe(event: anyio.Event) -> Callable[[], None]:
