@@ -16,7 +16,7 @@ from pathlib import Path
 import anyio
 import pytest
 
-from tests.conftest import assert_gone
+from tests.conftest import assert_gone, program
 from tests.integration.servers import MIB, digest, fragmented
 from v2v_async.clean import clean
 from v2v_async.errors import ServerError, TargetError, UsageError, V2VError
@@ -271,13 +271,17 @@ async def test_the_source_is_never_replaced_by_the_target(place: Place) -> None:
 
 
 @pytest.mark.parametrize("overlay", ["cow", "qcow2"])
-async def test_either_overlay_keeps_the_source(place: Place, overlay: str) -> None:
+def test_either_overlay_keeps_the_source(place: Place, overlay: str) -> None:
     place.disks = place.disks[:1]
     place.before = place.before[:1]
-    options = place.options(mode="null", storage=None)
-    given = InputOptions("disk", options.input.arguments, options=(("overlay", overlay),))
-    options = GuestOptions(given, options.convert, options.output, options.copy)
-    await convert_guest(options, quiet(), tmpdir=place.tmp)
+    argv = ["-i", "disk", str(place.disks[0]), "-io", f"overlay={overlay}", "-o", "null"]
+    done = subprocess.run(
+        [*program("virt-v2v-async"), *argv],
+        env={**os.environ, "TMPDIR": str(place.tmp)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
     place.assert_nothing_left()
 
 

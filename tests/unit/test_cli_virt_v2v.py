@@ -216,3 +216,15 @@ def test_the_manual_names_every_shown_option() -> None:
     named = set(re.findall(r"`(-[^` =\[]*)", manual))
     shown = {name for option in table.SHOWN for name in option.names}
     assert shown - named == set()
+
+
+def test_the_command_line_knows_the_options_that_inputs_and_outputs_take() -> None:
+    """They are listed apart, so that --help needs no libnbd: they must not drift apart."""
+    from v2v_async.cli import modes
+    from v2v_async.input.registry import BUILT as INPUTS
+    from v2v_async.output.registry import OUTPUTS
+
+    for name, kind in INPUTS.items():
+        assert dict(modes.input_mode(name).options) == dict(kind.option_help)
+    for output, made in OUTPUTS.items():
+        assert dict(modes.output_mode(output).options) == dict(made.option_help)

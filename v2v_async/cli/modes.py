@@ -31,10 +31,15 @@ _FEATURES = (
     "parallel-option",
     "events-option",
 )
-_COMPRESSED = ("compressed", "compress the disks (with -of qcow2 only)")
+_COMPRESSED = ("compressed", "compress the disks (only with -of qcow2)")
+_OVERLAY = (
+    "overlay",
+    "cow or qcow2: what keeps the source from being written (default: cow for raw disks and NBD, "
+    "qcow2 for other formats)",
+)
 
 INPUTS: Mapping[str, Mode] = {
-    "disk": Mode("disk", is_built=True),
+    "disk": Mode("disk", is_built=True, options=(_OVERLAY,)),
     "libvirt": Mode("libvirt"),
     "libvirtxml": Mode("libvirtxml"),
     "ova": Mode("ova"),

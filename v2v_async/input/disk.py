@@ -61,7 +61,7 @@ class DiskInput(Input):
 
     name: ClassVar[str] = "disk"
     option_help: ClassVar[dict[str, str]] = {
-        "overlay=cow|qcow2": "what keeps the source from being written (default: cow for raw "
+        "overlay": "cow or qcow2: what keeps the source from being written (default: cow for raw "
         "disks and NBD, qcow2 for other formats)"
     }
 
@@ -86,7 +86,7 @@ class DiskInput(Input):
                 shown = key if value is None else f"{key}={value}"
                 raise UsageError(
                     f"-i disk: unknown option ‘-io {redact(shown)}’",
-                    hint=f"the options are: {', '.join(cls.option_help)}",
+                    hint="write overlay=cow or overlay=qcow2",
                 )
             overlay = "cow" if value == "cow" else "qcow2"
         image_format = options.format
