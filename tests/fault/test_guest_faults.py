@@ -270,6 +270,21 @@ async def test_the_source_is_never_replaced_by_the_target(place: Place) -> None:
     place.assert_nothing_left()
 
 
+async def test_nor_is_a_backing_file_of_the_source(place: Place) -> None:
+    base = place.disks[0].rename(place.disks[0].with_name("web-sda"))
+    middle, top = (place.tmp.parent / name for name in ("middle.qcow2", "web.qcow2"))
+    create = ["qemu-img", "create", "-q", "-f", "qcow2"]
+    subprocess.run([*create, "-b", str(base), "-F", "raw", str(middle)], check=True)
+    subprocess.run([*create, "-b", str(middle), "-F", "qcow2", str(top)], check=True)
+    place.disks = [top]
+    options = place.options(storage=str(base.parent))
+    place.disks = [top, middle, base]
+    place.before = place.state()
+    with pytest.raises(UsageError, match="is a backing file of the source's disk 1"):
+        await convert_guest(options, quiet(), tmpdir=place.tmp)
+    place.assert_nothing_left()
+
+
 @pytest.mark.parametrize("overlay", ["cow", "qcow2"])
 def test_either_overlay_keeps_the_source(place: Place, overlay: str) -> None:
     place.disks = place.disks[:1]

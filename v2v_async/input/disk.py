@@ -39,6 +39,9 @@ _FEATURES = ["acpi", "apic", "pae"]
 FORMATS = ("raw", "qcow2", "vmdk", "vpc", "vhdx", "vdi", "qed", "parallels", "luks")
 _ALIASES = {"vhd": "vpc"}
 
+# Chains are short; this only ends one that goes round.
+_LONGEST_CHAIN = 200
+
 
 @dataclass(frozen=True, slots=True)
 class _Disk:
@@ -49,6 +52,7 @@ class _Disk:
     format: str | None
     size: int = 0
     allocated: int | None = None
+    backing_files: tuple[str, ...] = ()
 
     @property
     def shown(self) -> str:
@@ -153,6 +157,7 @@ class DiskInput(Input):
                     format=disk.format or "raw",
                     size=disk.size,
                     allocated=disk.allocated,
+                    backing_files=list(disk.backing_files),
                 )
                 for index, disk in enumerate(self._disks, 1)
             ],
@@ -233,7 +238,25 @@ async def _check_file(disk: _Disk) -> _Disk:
             f"the disk ‘{path}’ has the format {info.format}, which is not supported",
             hint=f"supported are: {', '.join(FORMATS)}",
         )
-    return replace(disk, format=info.format, size=info.virtual_size, allocated=info.allocated)
+    return replace(
+        disk,
+        format=info.format,
+        size=info.virtual_size,
+        allocated=info.allocated,
+        backing_files=await _backing_files(info),
+    )
+
+
+async def _backing_files(info: qemu_img.ImageInfo) -> tuple[str, ...]:
+    """Return the chain under an image, as far as it is made of files that can be looked at."""
+    found: list[str] = []
+    while info.backing_file is not None and len(found) < _LONGEST_CHAIN:
+        found.append(info.backing_file)
+        try:
+            info = await qemu_img.info(Path(info.backing_file))
+        except V2VError:
+            break  # the server will say it better when it opens the image
+    return tuple(found)
 
 
 async def _check_uri(disk: _Disk) -> _Disk:

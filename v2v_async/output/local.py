@@ -241,14 +241,16 @@ def _made(v2vdir: V2VDir, finals: Sequence[Path]) -> list[OutputFile]:
 
 
 def _refuse_source(final: Path, disks: Sequence[SourceDisk]) -> None:
-    """Refuse to replace a disk of the source: ``-i disk DIR/web-sda … -os DIR`` would."""
+    """Refuse to replace what the source reads: ``-i disk DIR/web-sda … -os DIR`` would."""
     for disk in disks:
-        with suppress(OSError):
-            if final.samefile(disk.source):
-                raise UsageError(
-                    f"the target ‘{final}’ is the source's disk {disk.index}",
-                    hint="write to another directory, or give another name: -on NAME",
-                )
+        for path in (disk.source, *disk.backing_files):
+            with suppress(OSError):
+                if final.samefile(path):
+                    what = "is" if path == disk.source else "is a backing file of"
+                    raise UsageError(
+                        f"the target ‘{final}’ {what} the source's disk {disk.index}",
+                        hint="write to another directory, or give another name: -on NAME",
+                    )
 
 
 def _check_name(name: str) -> None:
