@@ -56,8 +56,7 @@ async def convert_guest(
     """
     source_input = parse_input(options.input)
     output = parse_output(options.output)
-
-    NetworkMap(options.convert.network)
+    NetworkMap(options.convert.network)  # raises where two mappings contradict each other
 
     # Everything that can be known now is checked now, before the long step begins.
     with _located("input"):

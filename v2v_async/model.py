@@ -36,8 +36,9 @@ class SourceDisk(Model):
     source: str = Field(description="the file, device or URI it is read from, secrets masked")
     format: str = Field(description="as qemu names it: raw, qcow2, vmdk, vpc, vhdx, vdi, nbd")
     size: int = Field(ge=0, description="virtual size in bytes")
-    backing_files: list[str] = Field(
-        default=[], description="files under it that its content comes from"
+    files: list[str] = Field(
+        default=[],
+        description="local files that its content is read from: itself, then its backing files",
     )
     allocated: int | None = Field(default=None, description="bytes allocated, where known")
     controller: Controller | None = None

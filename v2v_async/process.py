@@ -66,15 +66,8 @@ def start_time(pid: int) -> int | None:
     A pid together with this time names a process for good; a pid alone is reused.
     Source: proc_pid_stat(5), field 22.
     """
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return None
-    # The second field, the name, may hold spaces and parentheses: count from behind it.
-    fields = stat.rpartition(")")[2].split()
-    if fields[0] in ("Z", "X"):
-        return None
-    return int(fields[19])
+    fields = _stat(pid)
+    return None if fields is None else int(fields[19])
 
 
 def is_same(pid: int, started: int) -> bool:
@@ -203,11 +196,21 @@ def group_members(group: int) -> list[int]:
     """Return the live processes of a process group."""
     members = []
     for folder in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError, IndexError):
-            fields = (folder / "stat").read_text().rpartition(")")[2].split()
-            if fields[2] == str(group) and fields[0] not in ("Z", "X"):
-                members.append(int(folder.name))
+        fields = _stat(int(folder.name))
+        if fields is not None and int(fields[2]) == group:
+            members.append(int(folder.name))
     return members
+
+
+def _stat(pid: int) -> list[str] | None:
+    """Return the fields of /proc/PID/stat from the third on; None for what is gone or a zombie."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return None
+    # The second field, the name, may hold spaces and parentheses: count from behind it.
+    fields = stat.rpartition(")")[2].split()
+    return None if fields[0] in ("Z", "X") else fields
 
 
 def _names(pid: int, text: str) -> bool:
@@ -243,26 +246,23 @@ async def end(process: Child, *, grace_s: float = GRACE_S) -> int:
 async def end_pid(pid: int, started: int, *, naming: str, grace_s: float = GRACE_S) -> bool:
     """End a process of an earlier run, known by pid and start time. Return whether it was there.
 
-    What is left of its group when it has gone itself is killed, where a process's command line or
-    environment has ``naming``: that makes sure that it is of that run.
+    What it leaves of its group is killed, where a process's command line or environment has
+    ``naming``: that makes sure that it is of that run.
     """
-    if not is_same(pid, started):
-        orphans = [member for member in group_members(pid) if _names(member, naming)]
-        for member in orphans:
-            with suppress(ProcessLookupError):
-                os.kill(member, signal.SIGKILL)
-        return bool(orphans)
+    was_there = is_same(pid, started)
     with anyio.CancelScope(shield=True):
-        _signal_group(pid, signal.SIGTERM)
-        with anyio.move_on_after(grace_s):
-            while is_same(pid, started):
-                await anyio.sleep(0.02)
-        if is_same(pid, started):
-            _signal_group(pid, signal.SIGKILL)
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            if not is_same(pid, started):
+                break
+            _signal_group(pid, number)
             with anyio.move_on_after(grace_s):
                 while is_same(pid, started):
                     await anyio.sleep(0.02)
-    return True
+    orphans = [member for member in group_members(pid) if _names(member, naming)]
+    for member in orphans:
+        with suppress(ProcessLookupError):
+            os.kill(member, signal.SIGKILL)
+    return was_there or bool(orphans)
 
 
 async def run(

@@ -15,7 +15,6 @@ import pytest
 
 from tests.conftest import ROOT, assert_gone, processes_naming, program, require
 from tests.integration.servers import digest
-from v2v_async.model import TargetGuest  # noqa: F401 - the schema of what the helpers leave
 
 pytestmark = pytest.mark.appliance
 
@@ -61,6 +60,12 @@ def sockets_of_libguestfs() -> set[Path]:
 @pytest.fixture
 def place(short_tmp: Path) -> Place:
     return Place(short_tmp)
+
+
+def read_until(child: subprocess.Popen[str], phase: str) -> None:
+    """Read what it says until it says that the conversion has come to ``phase``."""
+    assert child.stdout is not None
+    assert any(phase in line for line in child.stdout), f"it ended before ‘{phase}’"
 
 
 def domain_is_accepted(xml: Path) -> None:
@@ -130,11 +135,8 @@ def test_a_signal_while_the_appliance_runs(
     disk = phony_guest / "system.img"
     before = digest(disk)
     child = place.start("-i", "disk", str(disk), "-o", "local", "-os", str(place.out))
-    assert child.stdout is not None
     with child:
-        for line in child.stdout:
-            if phase in line:
-                break
+        read_until(child, phase)
         child.send_signal(number)
         _, err = child.communicate(timeout=120)
     assert child.returncode == 128 + number, err
@@ -147,11 +149,8 @@ def test_the_supervisor_killed_during_the_conversion(place: Place, phony_guest: 
     """Kill -9: qemu and all that the conversion started end by themselves; clean does the rest."""
     disk = phony_guest / "system.img"
     child = place.start("-i", "disk", str(disk), "-o", "local", "-os", str(place.out))
-    assert child.stdout is not None
     with child:
-        for line in child.stdout:
-            if "Inspecting the source" in line:
-                break
+        read_until(child, "Inspecting the source")
         running = processes_naming(str(place.tmp))
         assert any("qemu-system" in line for line in running)
         child.kill()
@@ -171,11 +170,8 @@ def test_a_server_killed_during_the_conversion(place: Place, phony_guest: Path) 
     disk = phony_guest / "system.img"
     before = digest(disk)
     child = place.start("-i", "disk", str(disk), "-o", "local", "-os", str(place.out))
-    assert child.stdout is not None
     with child:
-        for line in child.stdout:
-            if "Opening the source" in line:
-                break
+        read_until(child, "Opening the source")
         [server] = [p for p in processes_naming(str(place.tmp)) if "nbdkit" in p and "cow" in p]
         os.kill(int(server.split(":")[0]), signal.SIGKILL)
         _, err = child.communicate(timeout=120)

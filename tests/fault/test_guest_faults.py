@@ -265,7 +265,7 @@ async def test_the_source_is_never_replaced_by_the_target(place: Place) -> None:
     source = place.disks[0].rename(place.disks[0].with_name("web-sda"))
     place.disks = [source]
     place.before = place.state()
-    with pytest.raises(UsageError, match="is the source's disk 1"):
+    with pytest.raises(UsageError, match="would replace what the source's disk 1"):
         await convert_guest(place.options(storage=str(source.parent)), quiet(), tmpdir=place.tmp)
     place.assert_nothing_left()
 
@@ -280,7 +280,7 @@ async def test_nor_is_a_backing_file_of_the_source(place: Place) -> None:
     options = place.options(storage=str(base.parent))
     place.disks = [top, middle, base]
     place.before = place.state()
-    with pytest.raises(UsageError, match="is a backing file of the source's disk 1"):
+    with pytest.raises(UsageError, match="would replace what the source's disk 1"):
         await convert_guest(options, quiet(), tmpdir=place.tmp)
     place.assert_nothing_left()
 

@@ -11,7 +11,7 @@ from tests.integration.servers import MIB, digest, fragmented, serve, serve_qcow
 from v2v_async.copy.engine import MAX_BYTES_IN_FLIGHT, CopyJob, copy_disks
 from v2v_async.errors import CopyError, NbdError, SizeMismatchError
 from v2v_async.events import Event, Reporter
-from v2v_async.server import Servers, running_servers
+from v2v_async.server import Server, Servers, running_servers
 from v2v_async.v2vdir import V2VDir
 
 pytestmark = pytest.mark.anyio
@@ -19,7 +19,9 @@ pytestmark = pytest.mark.anyio
 ODD_SIZE = 37 * MIB + 1234
 
 
-async def target(servers: Servers, folder: Path, kind: str, size: int, filters: tuple[str, ...]):  # type: ignore[no-untyped-def]
+async def target(
+    servers: Servers, folder: Path, kind: str, size: int, filters: tuple[str, ...]
+) -> tuple[Path, Server]:
     path = folder / f"target.{kind}"
     if kind == "raw":
         with path.open("wb") as file:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -87,7 +89,7 @@ def test_every_byte_arrives_in_any_order(
     lanes: int,
     depth: int,
     larger: int,
-    order: object,
+    order: random.Random,
 ) -> None:
     content = content + bytearray(-len(content) % source_block)
     size = -(-(len(content) + larger) // target_block) * target_block
@@ -119,8 +121,8 @@ def test_every_byte_arrives_in_any_order(
         ready = [h for h in (*sources, *targets) if h.waiting]
         if not ready:
             break
-        handle = order.choice(ready)  # type: ignore[attr-defined]
-        handle.waiting.pop(order.randrange(len(handle.waiting)))()  # type: ignore[attr-defined]
+        handle = order.choice(ready)
+        handle.waiting.pop(order.randrange(len(handle.waiting)))()
     assert all(lane.is_done for lane in all_lanes)
     assert copy.error is None
 
@@ -143,7 +145,7 @@ def test_every_byte_arrives_in_any_order(
     order=st.randoms(use_true_random=False),
 )
 def test_an_error_is_the_disks_error_and_nothing_stays_in_flight(
-    content: bytearray, op: str, nth: int, depth: int, order: object
+    content: bytearray, op: str, nth: int, depth: int, order: random.Random
 ) -> None:
     target = bytearray(b"\xee" * len(content))
     shape = geometry(info(len(content), 1), info(len(content), 1), lanes=1, request_size=16384)
@@ -167,8 +169,8 @@ def test_an_error_is_the_disks_error_and_nothing_stays_in_flight(
         ready = [h for h in (source, sink) if h.waiting]
         if not ready:
             break
-        handle = order.choice(ready)  # type: ignore[attr-defined]
-        handle.waiting.pop(order.randrange(len(handle.waiting)))()  # type: ignore[attr-defined]
+        handle = order.choice(ready)
+        handle.waiting.pop(order.randrange(len(handle.waiting)))()
     assert lane.is_done
     assert lane.in_flight == 0
     if seen["at"] >= 0:

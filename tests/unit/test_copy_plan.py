@@ -30,26 +30,27 @@ def test_every_byte_is_planned_once(
     assert at == position
 
 
-def test_short_runs_of_zeroes_stay_data() -> None:
+def test_neighbouring_blocks_make_one_piece() -> None:
     blocks = [False, True, False, True, True, True]
-    assert split_zeroes(blocks, 4, 22, shortest=8) == [
-        Piece(0, 12, False),
+    assert split_zeroes(blocks, 4, 22) == [
+        Piece(0, 4, False),
+        Piece(4, 4, True),
+        Piece(8, 4, False),
         Piece(12, 10, True),
     ]
 
 
-@given(
-    blocks=st.lists(st.booleans(), min_size=1, max_size=40),
-    shortest=st.integers(1, 50),
-    cut=st.integers(0, 3),
-)
-def test_pieces_tile_the_buffer(blocks: list[bool], shortest: int, cut: int) -> None:
+@given(blocks=st.lists(st.booleans(), min_size=1, max_size=40), cut=st.integers(0, 3))
+def test_pieces_tile_the_buffer(blocks: list[bool], cut: int) -> None:
     length = len(blocks) * 4 - cut
     at = 0
-    for piece in split_zeroes(blocks, 4, length, shortest):
+    previous = None
+    for piece in split_zeroes(blocks, 4, length):
         assert piece.start == at
-        if piece.is_zero:
-            assert piece.length >= shortest
-            assert all(blocks[at // 4 : -(-(at + piece.length) // 4)])
+        assert piece.length > 0
+        assert piece.is_zero != previous
+        end = -(-(at + piece.length) // 4)
+        assert set(blocks[at // 4 : end]) == {piece.is_zero}
         at += piece.length
+        previous = piece.is_zero
     assert at == length

@@ -50,33 +50,17 @@ def plan(extents: Iterable[Extent], request_size: int, zero_size: int) -> Iterat
             position = stop
 
 
-def split_zeroes(
-    is_zero_block: Iterable[bool], block_size: int, length: int, shortest: int
-) -> list[Piece]:
-    """Return the pieces of a buffer that was read: data, and runs of zeroes worth skipping.
+def split_zeroes(is_zero_block: Iterable[bool], block_size: int, length: int) -> list[Piece]:
+    """Return the pieces of a buffer that was read, data and zeroes in turn.
 
     ``is_zero_block`` tells it for each block of ``block_size`` bytes, the last one perhaps shorter.
-    Runs of zeroes under ``shortest`` bytes stay data: another request costs more than they do.
     """
     pieces: list[Piece] = []
     position = 0
     for is_zero in is_zero_block:
         stop = min(position + block_size, length)
-        _append(pieces, Piece(position, stop - position, is_zero))
+        if pieces and pieces[-1].is_zero == is_zero:
+            position = pieces.pop().start
+        pieces.append(Piece(position, stop - position, is_zero))
         position = stop
-    merged: list[Piece] = []
-    for piece in pieces:
-        # A short run at either end may go on in the neighbouring request: it is no reason to keep
-        # it, since each request stands alone.
-        keep_zero = piece.is_zero and piece.length >= shortest
-        _append(merged, Piece(piece.start, piece.length, keep_zero))
-    return merged
-
-
-def _append(pieces: list[Piece], piece: Piece) -> None:
-    if piece.length == 0:
-        return
-    if pieces and pieces[-1].is_zero == piece.is_zero:
-        last = pieces.pop()
-        piece = Piece(last.start, last.length + piece.length, piece.is_zero)
-    pieces.append(piece)
+    return pieces

@@ -52,7 +52,7 @@ class _Disk:
     format: str | None
     size: int = 0
     allocated: int | None = None
-    backing_files: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()
 
     @property
     def shown(self) -> str:
@@ -157,7 +157,7 @@ class DiskInput(Input):
                     format=disk.format or "raw",
                     size=disk.size,
                     allocated=disk.allocated,
-                    backing_files=list(disk.backing_files),
+                    files=list(disk.files),
                 )
                 for index, disk in enumerate(self._disks, 1)
             ],
@@ -243,7 +243,7 @@ async def _check_file(disk: _Disk) -> _Disk:
         format=info.format,
         size=info.virtual_size,
         allocated=info.allocated,
-        backing_files=await _backing_files(info),
+        files=(str(path.absolute()), *await _backing_files(info)),
     )
 
 

@@ -243,12 +243,12 @@ def _made(v2vdir: V2VDir, finals: Sequence[Path]) -> list[OutputFile]:
 def _refuse_source(final: Path, disks: Sequence[SourceDisk]) -> None:
     """Refuse to replace what the source reads: ``-i disk DIR/web-sda … -os DIR`` would."""
     for disk in disks:
-        for path in (disk.source, *disk.backing_files):
+        for path in disk.files:
             with suppress(OSError):
                 if final.samefile(path):
-                    what = "is" if path == disk.source else "is a backing file of"
                     raise UsageError(
-                        f"the target ‘{final}’ {what} the source's disk {disk.index}",
+                        f"the target ‘{final}’ would replace what the source's disk {disk.index} "
+                        "is read from",
                         hint="write to another directory, or give another name: -on NAME",
                     )
 
