@@ -9,13 +9,14 @@
     ├ ServerError ── ServerStartError (argv, stderr tail) · ServerExitedError (status)
     ├ NbdError ───── ConnectError · ConnectionLostError (unusable)
     │                · RequestError (op, offset, length; usable) · UnsupportedError (never resend)
-    ├ CopyError (guest, disk, offset, cause) ── SizeMismatchError
+    ├ CopyError (guest, disk, offset, cause) ── SizeMismatchError · VerifyError
     ├ SourceError · TargetError
     └ ConversionError (phase, cause, log)
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 
@@ -164,6 +165,14 @@ class SizeMismatchError(CopyError):
     """The target is too small for the source."""
 
 
+class VerifyError(CopyError):
+    """Source and target differ after the copy; ``ranges`` are (offset, length) in bytes."""
+
+    def __init__(self, message: str, *, ranges: list[tuple[int, int]], **where: object) -> None:
+        super().__init__(message, **where)  # type: ignore[arg-type]
+        self.ranges = ranges
+
+
 class SourceError(V2VError):
     """The source can't be read or understood."""
 
@@ -178,3 +187,26 @@ class ConversionError(V2VError):
     def __init__(self, message: str, *, phase: str | None = None, **where: object) -> None:
         super().__init__(message, **where)  # type: ignore[arg-type]
         self.phase = phase
+
+
+def most_telling(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """Return the one exception of a task group that says best what went wrong.
+
+    A server's exit explains the errors of those who used it, so it comes first; then what this
+    program raises on purpose; then anything else.
+    """
+    found = list(leaves(group))
+    for kind in (ServerExitedError, V2VError, Exception, BaseException):
+        for leaf in found:
+            if isinstance(leaf, kind):
+                return leaf
+    return group
+
+
+def leaves(error: BaseException) -> Iterator[BaseException]:
+    """Yield the errors in ``error``, which may be a group of groups."""
+    if isinstance(error, BaseExceptionGroup):
+        for inner in error.exceptions:
+            yield from leaves(inner)
+    else:
+        yield error

@@ -79,11 +79,57 @@ class OutputOptions:
     storage: str | None = None
 
 
+Copier = Literal["native", "nbdcopy", "qemu-img"]
+
+
 @dataclass(frozen=True, slots=True)
 class CopyOptions:
-    """How the copy step runs. ``parallel``: disks at once (None: all of them)."""
+    """How disks are copied; nbdcopy(1)'s options and ours. Sizes are bytes.
+
+    ``None`` everywhere means that the engine chooses, and goes on choosing while it runs.
+
+    Over all disks: ``parallel`` is disks at once (None: all), ``max_connections`` connections to
+    the sources together (as many to the targets), ``threads`` polling threads, ``bandwidth`` bytes
+    a second and ``bandwidth_file`` a file that tells them and may change while the copy runs.
+
+    For each disk: ``connections``, and for each of those ``requests`` in flight; ``request_size``
+    is the most one request moves and ``queue_size`` the most that is in flight on a connection.
+
+    ``sparse`` is the size of the blocks in which zeroes are looked for in data (0: not at all).
+    ``allocated``: zeroes take room on the target. ``target_is_zero``: the person says that it reads
+    as zeroes. ``extents``: ask the source where its data is. ``flush``: success means flushed.
+    ``synchronous``: one request at a time, in the order of the disk.
+
+    ``retries``: times that a lost connection or a failing request is tried again before its disk
+    fails. ``keep_going``: other disks finish when one has failed.
+
+    ``checkpoint``: a directory that remembers what has been flushed. ``verify``: read both sides
+    again and compare; ``repair``: copy again what differs. ``digest``: the algorithm, as hashlib
+    names it, of a digest of each disk.
+    """
 
     parallel: int | None = None
+    max_connections: int | None = None
+    threads: int | None = None
+    bandwidth: int | None = None
+    bandwidth_file: Path | None = None
+    connections: int | None = None
+    requests: int | None = None
+    request_size: int | None = None
+    queue_size: int | None = None
+    sparse: int | None = None
+    allocated: bool = False
+    target_is_zero: bool = False
+    extents: bool = True
+    flush: bool = True
+    synchronous: bool = False
+    retries: int = 5
+    keep_going: bool = False
+    checkpoint: Path | None = None
+    verify: bool = False
+    repair: bool = False
+    digest: str | None = None
+    copier: Copier = "native"
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,13 @@ import anyio.abc
 
 from v2v_async import process
 from v2v_async.connection import open_connection
-from v2v_async.errors import ConnectError, ServerExitedError, ServerStartError, V2VError
+from v2v_async.errors import (
+    ConnectError,
+    ServerExitedError,
+    ServerStartError,
+    V2VError,
+    most_telling,
+)
 from v2v_async.handle import ExportInfo
 from v2v_async.process import ServerCommand
 from v2v_async.redact import redact, redact_argv
@@ -225,20 +231,6 @@ async def running_servers(v2vdir: V2VDir, *, detached: bool = False) -> AsyncIte
         raise most_telling(group) from None
 
 
-def most_telling(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """Return the one exception of a task group that says best what went wrong.
-
-    A server's exit explains the errors of those who used it, so it comes first; then what this
-    program raises on purpose; then anything else.
-    """
-    leaves = _leaves(group)
-    for kind in (ServerExitedError, V2VError, Exception, BaseException):
-        for leaf in leaves:
-            if isinstance(leaf, kind):
-                return leaf
-    return group
-
-
 def tail_of(log: Path, lines: int = _TAIL_LINES) -> str:
     """Return the last lines of a log, without secrets (empty where there is none)."""
     with suppress(OSError):
@@ -277,10 +269,3 @@ def _exited(server: Server) -> ServerExitedError:
 def _quote(tail: str) -> str:
     last = tail.splitlines()[-1:] if tail else []
     return f": {last[0]}" if last else ""
-
-
-def _leaves(group: BaseExceptionGroup[BaseException]) -> list[BaseException]:
-    found: list[BaseException] = []
-    for error in group.exceptions:
-        found += _leaves(error) if isinstance(error, BaseExceptionGroup) else [error]
-    return found

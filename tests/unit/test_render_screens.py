@@ -176,7 +176,7 @@ def test_jsonl(tmp_path: Path) -> None:
             # Written at once, not when it is closed.
             assert (tmp_path / "e").read_text().splitlines()[-1] == event.to_json()
     lines = (tmp_path / "e").read_text().splitlines()
-    assert [Event.model_validate_json(line) for line in lines] == events
+    assert [Event.from_json(line) for line in lines] == events
 
 
 def test_jsonl_to_a_descriptor_leaves_it_open() -> None:

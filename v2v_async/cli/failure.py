@@ -15,7 +15,13 @@ import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from v2v_async.errors import ConversionError, ServerExitedError, ServerStartError, V2VError
+from v2v_async.errors import (
+    ConversionError,
+    ServerExitedError,
+    ServerStartError,
+    V2VError,
+    leaves,
+)
 from v2v_async.redact import redact
 from v2v_async.render.text import clean, clean_lines
 
@@ -49,15 +55,6 @@ class Failure:
         causes = [value for label, value in self.lines if label == "cause"]
         head = f"{self.where}: {self.message}" if self.where else self.message
         return redact(clean(": ".join([head, *causes])))
-
-
-def leaves(error: BaseException) -> Iterator[BaseException]:
-    """Yield the errors in ``error``, which may be a group of groups."""
-    if isinstance(error, BaseExceptionGroup):
-        for inner in error.exceptions:
-            yield from leaves(inner)
-    else:
-        yield error
 
 
 def explain(error: BaseException, *, verbose: bool = False) -> Failure:

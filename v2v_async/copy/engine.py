@@ -16,10 +16,9 @@ from v2v_async.connection import Connection, open_connection
 from v2v_async.copy.disk import DiskCopy, Geometry, geometry
 from v2v_async.copy.lane import Lane
 from v2v_async.copy.worker import DRAIN_S, Worker
-from v2v_async.errors import NbdError, V2VError
+from v2v_async.errors import NbdError, V2VError, most_telling
 from v2v_async.events import Bytes, Reporter
 from v2v_async.handle import BASE_ALLOCATION
-from v2v_async.server import most_telling
 from v2v_async.units import MIB, format_size
 
 # Two threads on two cores keep up with nbdcopy; more only help where there are more cores.

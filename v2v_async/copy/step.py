@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import asdict
 
 from v2v_async.copy.engine import CopyJob, copy_disks
 from v2v_async.errors import V2VError
@@ -63,6 +64,6 @@ class _DiskLog:
         if event.details:
             said += [f"{key}={value}" for key, value in event.details.items()]
         if event.bytes is not None:
-            said += [f"{key}={value}" for key, value in event.bytes.model_dump().items()]
+            said += [f"{key}={value}" for key, value in asdict(event.bytes).items()]
         with self._v2vdir.log("copy", event.disk).open("a") as log:
             log.write(" ".join(part for part in said if part) + "\n")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from types import TracebackType
@@ -51,11 +50,5 @@ class JsonLines:
 
 
 def _line(event: Event) -> bytes:
-    try:
-        text = event.to_json()
-    except ValueError:
-        # An undecodable file name is a lone surrogate, which JSON in UTF-8 can't hold; and details
-        # may hold what JSON has no word for. Better a line with a question mark than none.
-        made = event.model_dump(exclude_none=True)
-        text = json.dumps(made, ensure_ascii=False, default=str, separators=(",", ":"))
-    return (text + "\n").encode("utf-8", "replace")
+    # An undecodable file name is a lone surrogate, which JSON in UTF-8 can't hold.
+    return (event.to_json() + "\n").encode("utf-8", "replace")
