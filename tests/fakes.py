@@ -9,11 +9,22 @@ from __future__ import annotations
 from collections.abc import Callable
 from ctypes import c_int
 from dataclasses import dataclass, field
-from typing import Any
+from random import Random
 
+from v2v_async.errors import ConnectionLostError
 from v2v_async.handle import Completion, Entries
 
-EIO = 5
+EIO, ENOTSUP, ENOTCONN = 5, 95, 107
+
+
+@dataclass
+class Waiting:
+    """A request that the server has not answered."""
+
+    act: Callable[[], None]
+    done: Completion
+    code: int = 0
+    length: int = 0
 
 
 @dataclass
@@ -24,72 +35,124 @@ class FakeHandle:
     extents: Callable[[int, int], Entries | None] = lambda offset, length: [(length, 0)]
     fails: Callable[[str, int, int], int] = lambda op, offset, length: 0
     block: int = 1
-    waiting: list[Callable[[], None]] = field(default_factory=list)
+    is_fast: bool = True
+    is_lost: bool = False
+    flush_to: bytearray | None = None
+    waiting: list[Waiting] = field(default_factory=list)
     requests: list[tuple[str, int, int]] = field(default_factory=list)
-    bytes_waiting: int = 0
 
-    def read(self, buffer: Any, offset: int, done: Completion) -> None:
-        length = len(buffer)
-        self._check("read", offset, length)
+    # What a lane calls.
+
+    def read(self, view: memoryview, offset: int, done: Completion) -> None:
+        length = len(view)
 
         def act() -> None:
-            _fill(buffer, self.content[offset : offset + length])
+            view[:] = self.content[offset : offset + length]
 
         self._later("read", offset, length, act, done)
 
-    def write(self, buffer: Any, offset: int, done: Completion) -> None:
-        length = len(buffer)
-        self._check("write", offset, length)
+    def write(self, view: memoryview, offset: int, done: Completion) -> None:
+        length = len(view)
 
         def act() -> None:
             # What is in the buffer when the server gets to it: reuse too early would show.
-            self.content[offset : offset + length] = buffer.to_bytearray()
+            self.content[offset : offset + length] = view
 
         self._later("write", offset, length, act, done)
 
-    def zero(self, length: int, offset: int, done: Completion) -> None:
-        self._check("zero", offset, length)
-
+    def zero(
+        self,
+        length: int,
+        offset: int,
+        done: Completion,
+        *,
+        allocate: bool = False,
+        only_fast: bool = False,
+    ) -> None:
         def act() -> None:
             self.content[offset : offset + length] = bytes(length)
 
         self._later("zero", offset, length, act, done)
+        if only_fast and not self.is_fast:
+            self.waiting[-1].code = ENOTSUP
 
     def block_status(
         self, length: int, offset: int, told: Callable[[Entries], None], done: Completion
     ) -> None:
+        self._check_connection()
         entries = self.extents(offset, length)
-        if entries is not None:
-            told(entries)
-        code = EIO if entries is None else 0
-        self.waiting.append(lambda: _complete(done, code))
+        act = (lambda: told(entries)) if entries is not None else _nothing
+        self.waiting.append(Waiting(act, done, 0 if entries is not None else EIO))
 
-    def _check(self, op: str, offset: int, length: int) -> None:
-        assert length > 0, op
-        assert offset % self.block == 0, (op, offset)
-        assert length % self.block == 0 or op == "read", (op, length)
-        assert offset + length <= len(self.content), (op, offset, length)
-        self.requests.append((op, offset, length))
+    def flush(self, done: Completion) -> None:
+        def act() -> None:
+            if self.flush_to is not None:
+                self.flush_to[:] = self.content
+
+        self._check_connection()
+        self.waiting.append(Waiting(act, done))
+
+    def read_now(self, length: int, offset: int) -> bytes:
+        return bytes(self.content[offset : offset + length])
+
+    def flush_now(self) -> None:
+        self._check_connection()
+        if self.flush_to is not None:
+            self.flush_to[:] = self.content
+
+    def fileno(self) -> int:
+        return -1
+
+    def direction(self) -> int:
+        return 0
+
+    def notify_readable(self) -> None:
+        raise AssertionError("nothing to poll")
+
+    def notify_writable(self) -> None:
+        raise AssertionError("nothing to poll")
+
+    def close(self, *, politely: bool = True) -> None:
+        assert self.is_lost or not self.waiting, "closed with requests in flight"
+
+    # What a test calls.
+
+    def answer(self, at: int) -> None:
+        """Answer one of the waiting requests."""
+        request = self.waiting.pop(at)
+        if request.code == 0:
+            request.act()
+        assert request.done(c_int(request.code)) == 1
+
+    def cut(self, random: Random) -> None:
+        """Lose the connection: nobody knows which of the requests on their way were done."""
+        self.is_lost = True
+        waiting, self.waiting = self.waiting, []
+        for request in waiting:
+            if request.code == 0 and random.random() < 0.5:
+                request.act()
+            assert request.done(c_int(ENOTCONN)) == 1
+
+    @property
+    def bytes_waiting(self) -> int:
+        """Bytes of the requests that are on their way."""
+        return sum(request.length for request in self.waiting)
+
+    def _check_connection(self) -> None:
+        if self.is_lost:
+            raise ConnectionLostError("gone")
 
     def _later(
         self, op: str, offset: int, length: int, act: Callable[[], None], done: Completion
     ) -> None:
-        code = self.fails(op, offset, length)
-        self.bytes_waiting += length
-
-        def complete() -> None:
-            self.bytes_waiting -= length
-            if code == 0:
-                act()
-            _complete(done, code)
-
-        self.waiting.append(complete)
+        assert length > 0, op
+        assert offset % self.block == 0, (op, offset)
+        assert length % self.block == 0 or op == "read", (op, length)
+        assert offset + length <= len(self.content), (op, offset, length)
+        self._check_connection()
+        self.requests.append((op, offset, length))
+        self.waiting.append(Waiting(act, done, self.fails(op, offset, length), length))
 
 
-def _complete(done: Completion, code: int) -> None:
-    assert done(c_int(code)) == 1
-
-
-def _fill(buffer: Any, content: bytearray) -> None:
-    """Write into the memory that an ``nbd.Buffer`` shares (it has no public way to it)."""
-    memoryview(buffer._o)[:] = content
+def _nothing() -> None:
+    """Do nothing."""

@@ -22,6 +22,7 @@ EventType = Literal[
     "started",  # a run, guest, step or disk begins
     "planned",  # a disk: bytes by class are known
     "progress",  # a disk: bytes that have landed
+    "verifying",  # a disk: bytes that have been compared, in the details
     "finished",
     "failed",
     "cancelled",

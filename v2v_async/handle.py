@@ -40,9 +40,6 @@ _SOCKET_BUFFER = 1024 * 1024
 _DEFAULT_MAXIMUM = 32 * 1024 * 1024
 _DEFAULT_PREFERRED = 4096
 
-Buffer: TypeAlias = Any
-"""An ``nbd.Buffer`` that shares memory with a bytearray."""
-
 Completion: TypeAlias = Callable[[Any], int]
 """Called with a C int whose ``value`` is an errno (0: done), on the driving thread; returns 1."""
 
@@ -68,14 +65,14 @@ class ExportInfo:
     has_extents: bool
 
 
-def share(memory: bytearray | memoryview) -> Buffer:
-    """Return a libnbd buffer on ``memory`` itself: what is read lands there."""
-    return nbd.Buffer.from_buffer(memory)
+class ZeroTest:
+    """Tells at memory speed whether parts of ``memory`` (shared, not copied) are all zeroes."""
 
+    def __init__(self, memory: bytearray) -> None:
+        self._buffer: Any = nbd.Buffer.from_buffer(memory)
 
-def is_zero(buffer: Buffer, offset: int, length: int) -> bool:
-    """Return whether a range of ``buffer`` is all zeroes (at memory speed)."""
-    return bool(buffer.is_zero(offset, length))
+    def __call__(self, offset: int, length: int) -> bool:
+        return bool(self._buffer.is_zero(offset, length))
 
 
 class Handle:
@@ -105,6 +102,20 @@ class Handle:
         except nbd.Error as error:
             raise ConnectError(
                 f"can't connect to ‘{redact(endpoint)}’: {_reason(error)}", errno=_errno(error)
+            ) from error
+        self._enlarge_socket_buffers()
+
+    def connect_command(self, argv: Sequence[str]) -> None:
+        """Start a server by systemd socket activation and connect; it ends with the handle.
+
+        Raises:
+            ConnectError: it can't be started, or negotiation failed.
+        """
+        try:
+            self._nbd.connect_systemd_socket_activation(list(argv))
+        except nbd.Error as error:
+            raise ConnectError(
+                f"can't start or talk to ‘{argv[0]}’: {_reason(error)}", errno=_errno(error)
             ) from error
         self._enlarge_socket_buffers()
 
@@ -138,17 +149,38 @@ class Handle:
 
     # Requests. Each raises ConnectionLostError or UnsupportedError where it can't be sent.
 
-    def read(self, buffer: Buffer, offset: int, done: Completion) -> None:
-        """Read into ``buffer`` (all of it) from ``offset``."""
-        self._submit(self._nbd.aio_pread, buffer, offset, done)
+    def read(self, view: memoryview, offset: int, done: Completion) -> None:
+        """Fill ``view`` (all of it) from ``offset``."""
+        try:
+            self._nbd.aio_pread(view, offset, done)
+        except nbd.Error as error:
+            raise self._mapped(error) from error
 
-    def write(self, buffer: Buffer, offset: int, done: Completion) -> None:
-        """Write ``buffer`` (all of it) at ``offset``; it must stay unchanged until done."""
-        self._submit(self._nbd.aio_pwrite, buffer, offset, done)
+    def write(self, view: memoryview, offset: int, done: Completion) -> None:
+        """Write ``view`` (all of it) at ``offset``; it must stay unchanged until done."""
+        try:
+            self._nbd.aio_pwrite(view, offset, done)
+        except nbd.Error as error:
+            raise self._mapped(error) from error
 
-    def zero(self, length: int, offset: int, done: Completion) -> None:
-        """Make ``length`` bytes from ``offset`` read as zeroes; the server may make a hole."""
-        self._submit(self._nbd.aio_zero, length, offset, done)
+    def zero(
+        self,
+        length: int,
+        offset: int,
+        done: Completion,
+        *,
+        allocate: bool = False,
+        only_fast: bool = False,
+    ) -> None:
+        """Make ``length`` bytes from ``offset`` read as zeroes; the server may make a hole.
+
+        ``allocate``: it may not. ``only_fast``: it fails with ENOTSUP where writing zeroes would
+        be as fast.
+        """
+        try:
+            self._nbd.aio_zero(length, offset, done, _zero_flags(allocate, only_fast))
+        except nbd.Error as error:
+            raise self._mapped(error) from error
 
     def block_status(
         self, length: int, offset: int, told: Callable[[Entries], None], done: Completion
@@ -157,9 +189,7 @@ class Handle:
 
         def extent(context: str, _offset: int, entries: list[Any], error: Any) -> int:
             if context == BASE_ALLOCATION and error.value == 0:
-                # The 64-bit call gives pairs, the 32-bit one a flat list.
-                flat = bool(entries) and isinstance(entries[0], int)
-                told(list(zip(entries[::2], entries[1::2], strict=False)) if flat else entries)
+                told(_pairs(entries))
             return 0
 
         # libnbd 1.16 and newer negotiate 64-bit extents; before, a reply ends at 4 GiB.
@@ -176,8 +206,10 @@ class Handle:
         except nbd.Error as error:
             raise self._mapped(error) from error
 
+    # The same, waiting for the answer; for short uses and for streams.
+
     def read_now(self, length: int, offset: int) -> bytes:
-        """Read and wait; for short uses such as checks.
+        """Read and wait.
 
         Raises:
             RequestError: the server refused it.
@@ -185,9 +217,49 @@ class Handle:
         try:
             return bytes(self._nbd.pread(length, offset))
         except nbd.Error as error:
-            raise RequestError(
-                "read", offset=offset, length=length, reason=_reason(error), errno=_errno(error)
-            ) from error
+            raise _refused("read", offset, length, error) from error
+
+    def write_now(self, view: memoryview, offset: int) -> None:
+        """Write and wait.
+
+        Raises:
+            RequestError: the server refused it.
+        """
+        try:
+            self._nbd.pwrite(view, offset)
+        except nbd.Error as error:
+            raise _refused("write", offset, len(view), error) from error
+
+    def zero_now(self, length: int, offset: int, *, allocate: bool = False) -> None:
+        """Write zeroes and wait.
+
+        Raises:
+            RequestError: the server refused it, or can't.
+        """
+        try:
+            self._nbd.zero(length, offset, _zero_flags(allocate, only_fast=False))
+        except nbd.Error as error:
+            raise _refused("zero", offset, length, error) from error
+
+    def extents_now(self, length: int, offset: int) -> Entries:
+        """Ask for the ``base:allocation`` extents of a range and wait.
+
+        Raises:
+            RequestError: the server can't tell.
+        """
+        found: Entries = []
+
+        def extent(context: str, _offset: int, entries: list[Any], error: Any) -> int:
+            if context == BASE_ALLOCATION and error.value == 0:
+                found[:] = _pairs(entries)
+            return 0
+
+        call = getattr(self._nbd, "block_status_64", self._nbd.block_status)
+        try:
+            call(length, offset, extent)
+        except nbd.Error as error:
+            raise _refused("block status", offset, length, error) from error
+        return found
 
     def flush_now(self) -> None:
         """Flush and wait.
@@ -198,9 +270,7 @@ class Handle:
         try:
             self._nbd.flush()
         except nbd.Error as error:
-            raise RequestError(
-                "flush", offset=0, length=0, reason=_reason(error), errno=_errno(error)
-            ) from error
+            raise _refused("flush", 0, 0, error) from error
 
     # Driving it from a poll loop.
 
@@ -213,12 +283,15 @@ class Handle:
         return int(self._nbd.aio_get_direction())
 
     def notify_readable(self) -> None:
-        """Take what has arrived; completions run here.
+        """Take what has arrived; completions run here. See :attr:`is_lost` where nothing is polled.
 
         Raises:
             ConnectionLostError: the connection is gone.
         """
-        self._notify(self._nbd.aio_notify_read)
+        try:
+            self._nbd.aio_notify_read()
+        except nbd.Error as error:
+            raise _gone(error) from error
 
     def notify_writable(self) -> None:
         """Send what is waiting; completions may run here.
@@ -226,7 +299,10 @@ class Handle:
         Raises:
             ConnectionLostError: the connection is gone.
         """
-        self._notify(self._nbd.aio_notify_write)
+        try:
+            self._nbd.aio_notify_write()
+        except nbd.Error as error:
+            raise _gone(error) from error
 
     @property
     def is_lost(self) -> bool:
@@ -242,22 +318,6 @@ class Handle:
             with suppress(nbd.Error):
                 self._nbd.shutdown()
         self._nbd = None  # the bindings close a handle when nobody refers to it
-
-    def _submit(self, call: Callable[..., Any], what: Any, offset: int, done: Completion) -> None:
-        try:
-            call(what, offset, done)
-        except nbd.Error as error:
-            raise self._mapped(error) from error
-
-    def _notify(self, call: Callable[[], Any]) -> None:
-        try:
-            call()
-        except nbd.Error as error:
-            raise ConnectionLostError(
-                f"the connection was lost: {_reason(error)}", errno=_errno(error)
-            ) from error
-        if self.is_lost:
-            raise ConnectionLostError("the server closed the connection")
 
     def _mapped(self, error: Any) -> NbdError:
         if self.is_lost:
@@ -283,6 +343,27 @@ def _reason(error: Any) -> str:
     text = str(error.string)
     head, separator, tail = text.partition(": ")
     return tail if separator and head.startswith("nbd_") else text
+
+
+def _refused(op: str, offset: int, length: int, error: Any) -> RequestError:
+    return RequestError(
+        op, offset=offset, length=length, reason=_reason(error), errno=_errno(error)
+    )
+
+
+def _gone(error: Any) -> ConnectionLostError:
+    return ConnectionLostError(f"the connection was lost: {_reason(error)}", errno=_errno(error))
+
+
+def _pairs(entries: list[Any]) -> Entries:
+    """Return (length, flags): the 64-bit call gives pairs, the 32-bit one a flat list."""
+    if entries and isinstance(entries[0], int):
+        return list(zip(entries[::2], entries[1::2], strict=False))
+    return entries
+
+
+def _zero_flags(allocate: bool, only_fast: bool) -> int:
+    return (nbd.CMD_FLAG_NO_HOLE if allocate else 0) | (nbd.CMD_FLAG_FAST_ZERO if only_fast else 0)
 
 
 def _errno(error: Any) -> int:

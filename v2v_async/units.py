@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
+from fractions import Fraction
 
 KIB = 1024
 MIB = 1024 * KIB
@@ -31,6 +33,44 @@ def format_size(size: float) -> str:
         if size < 1000 or suffix == "TiB":
             break
     return f"{size:.1f} {suffix}" if size < 100 else f"{size:.0f} {suffix}"
+
+
+# A plain number is bits, as in nbdkit-rate-filter(1), whose suffixes are powers of 1024 (tried with
+# nbdkit 1.32: 8M is 8388608). With a unit it says itself what it is: ‘b’ bits, ‘B’ bytes, and
+# ‘M’ 1000² but ‘Mi’ 1024², as networks and disks are sold.
+_BITS = re.compile(r"([0-9]+(?:\.[0-9]+)?)([KMGTP]?)", re.IGNORECASE)
+_RATE = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?(?:([kKmMgGtTpP])(i?))?(bits?|b|bytes?|B)(?:/s|ps)")
+
+
+def parse_rate(text: str) -> int:
+    """Return the bytes a second that ``text`` means.
+
+    ``400M`` is bits a second in powers of 1024, as virt-v2v's ``--bandwidth``; ``400Mbit/s`` and
+    ``50MB/s`` are powers of 1000, ``50MiB/s`` of 1024.
+
+    Raises:
+        ValueError: it is not a rate, or it is zero, at which nothing would ever end.
+    """
+    text = text.strip()
+    if match := _BITS.fullmatch(text):
+        bits = Fraction(match[1]) * _SUFFIXES[match[2].upper()]
+    elif match := _RATE.fullmatch(text):
+        power = " KMGTP".index((match[2] or " ").upper())
+        bits = Fraction(match[1]) * (1024 if match[3] else 1000) ** power
+        bits *= 8 if match[4][0] == "B" or match[4].startswith("byte") else 1
+    else:
+        raise ValueError(
+            f"‘{text}’ is not a rate (write for example 400M or 400Mbit/s for bits a second, "
+            f"50MB/s or 50MiB/s for bytes)"
+        )
+    if not bits:
+        raise ValueError("a rate of 0 would never end (leave it out for no limit)")
+    return math.ceil(bits / 8)
+
+
+def format_rate(rate: float | None) -> str:
+    """Return ``rate`` bytes a second as ``47.7 MiB/s``, ``None`` as ``unlimited``."""
+    return "unlimited" if rate is None else f"{format_size(rate)}/s"
 
 
 def format_duration(seconds: float) -> str:

@@ -1,146 +1,236 @@
-"""One disk being copied: what is left to do, what has landed, what went wrong first."""
+"""One disk being copied: what is left to do, what has landed, what is durable, what went wrong.
+
+::
+
+    todo ──claim──> live ──landed──> landed ──flush──> durable
+      ^              │ a lane lost its connection │ the target was lost
+      └──────────────┴────────────────────────────┘
+
+A server that dies may take with it what it was told and had not flushed. So what has landed since
+the last flush goes back to ``todo`` when a connection to the target is lost, and every lane of the
+disk begins anew (the *epoch* counts these), since nothing tells a server that was restarted from a
+connection that was cut.
+"""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from v2v_async.errors import CopyError, NbdError, RequestError, SizeMismatchError
+from v2v_async.copy.geometry import Geometry
+from v2v_async.errors import CopyError, NbdError, RequestError
 from v2v_async.events import Bytes
-from v2v_async.handle import ExportInfo
-from v2v_async.units import KIB, MIB
 
-# 256 KiB is best for local servers (libnbd commit 6080434; shared/FACTS.md); with 512 KiB fewer
-# requests are needed, which is what Python pays for. Both were equal in bytes a second.
-REQUEST_SIZE = 512 * KIB
-# Servers take larger ones, but a cancelled copy waits for those in flight.
-ZERO_SIZE = 32 * MIB
-# Extents are asked for one chunk ahead; a chunk is also what a lane takes at a time.
-_LARGEST_CHUNK, _SMALLEST_CHUNK = 128 * MIB, 4 * MIB
-# So many chunks a lane that an unlucky one does not finish long after the others.
-_CHUNKS_PER_LANE = 16
+if TYPE_CHECKING:
+    from v2v_async.copy.checkpoint import WrittenSamples
+    from v2v_async.copy.digest import DiskDigest
+
+
+@dataclass(slots=True, eq=False)
+class Chunk:
+    """A range that one lane works on. Sizes are bytes; written by that lane's thread alone.
+
+    ``is_there``: an earlier run has flushed it; it is only read for the digest. ``outstanding``
+    counts requests, ``is_planned`` says that there will be no more of them.
+    """
+
+    offset: int
+    length: int
+    is_there: bool = False
+    outstanding: int = 0
+    is_planned: bool = False
+    examined: int = 0
+    data: int = 0
+    copied: int = 0
+    zero: int = 0
+    skipped: int = 0
+
+    @property
+    def end(self) -> int:
+        """The first byte after it."""
+        return self.offset + self.length
 
 
 @dataclass(slots=True)
-class Counters:
-    """Bytes that one lane has dealt with. Written by its thread alone, read by others."""
+class _Sum:
+    """Bytes of chunks that are done."""
 
     examined: int = 0
     data: int = 0
     copied: int = 0
     zero: int = 0
     skipped: int = 0
-    in_flight: int = 0
-    most_in_flight: int = 0
+
+    def add(self, chunk: Chunk, sign: int = 1) -> None:
+        self.examined += sign * chunk.examined
+        self.data += sign * chunk.data
+        self.copied += sign * chunk.copied
+        self.zero += sign * chunk.zero
+        self.skipped += sign * chunk.skipped
 
 
-@dataclass(slots=True)
-class Geometry:
-    """How a disk is cut. Sizes are bytes; ``block`` divides every inner boundary."""
-
-    size: int
-    target_size: int
-    block: int
-    target_block: int
-    request_size: int
-    zero_size: int
-    chunk: int
-
-
-def geometry(
-    source: ExportInfo, target: ExportInfo, *, lanes: int, request_size: int | None = None
-) -> Geometry:
-    """Fit the request sizes to what both servers allow.
-
-    Raises:
-        SizeMismatchError: the target is smaller than the source.
-        CopyError: the target is read-only, or their block sizes can't be combined.
-    """
-    if target.size < source.size:
-        raise SizeMismatchError(
-            f"the target has {target.size} bytes, the source {source.size}: it is too small"
-        )
-    if target.is_read_only:
-        raise CopyError("the target is read-only")
-    block = max(source.minimum_block, target.minimum_block, 1)
-    for minimum in (source.minimum_block, target.minimum_block):
-        if block % minimum:
-            raise CopyError(
-                f"block sizes {source.minimum_block} and {target.minimum_block} don't go together"
-            )
-    largest = min(source.maximum_block, target.maximum_block)
-    wanted = min(request_size or REQUEST_SIZE, largest)
-    size = max(wanted // block * block, block)
-    chunk = source.size // max(1, lanes * _CHUNKS_PER_LANE)
-    chunk = min(max(chunk, _SMALLEST_CHUNK), _LARGEST_CHUNK)
-    chunk = -(-chunk // size) * size
-    return Geometry(
-        size=source.size,
-        target_size=target.size,
-        block=block,
-        target_block=target.minimum_block,
-        request_size=size,
-        zero_size=max(ZERO_SIZE // block * block, block),
-        chunk=chunk,
-    )
-
-
-@dataclass
 class DiskCopy:
     """A disk that several lanes, perhaps in several threads, copy together.
 
-    ``is_known_zero``: the target reads as zeroes wherever nothing was written. ``can_zero``: its
-    server makes zeroes by itself.
+    ``is_known_zero``: the target reads as zeroes wherever nothing was written. What the servers
+    turn out not to do (``can_zero``, ``can_extents``, ``can_target_extents``; and
+    ``makes_small_zeroes``, which stands for zeroes found in data) is switched off by the lane that
+    finds it out.
     """
 
-    index: int
-    geometry: Geometry
-    is_known_zero: bool
-    can_zero: bool
-    can_extents: bool
-    counters: list[Counters] = field(default_factory=list)
-    error: BaseException | None = None
-    is_cancelled: bool = False
-    wake: Callable[[], None] = lambda: None
-    """Makes the workers look at their lanes; called, in any thread, when the disk is to stop."""
-    _position: int = 0
-    _lock: threading.Lock = field(default_factory=threading.Lock)
+    def __init__(
+        self,
+        index: int,
+        geometry: Geometry,
+        *,
+        is_known_zero: bool = False,
+        can_zero: bool = True,
+        can_fast_zero: bool = False,
+        can_extents: bool = True,
+        can_target_extents: bool = False,
+        allocated: bool = False,
+        digest: DiskDigest | None = None,
+        written: WrittenSamples | None = None,
+        done: Iterable[tuple[int, int]] = (),
+        epoch: int = 0,
+    ) -> None:
+        self.index = index
+        self.geometry = geometry
+        self.is_known_zero = is_known_zero and not allocated
+        self.can_zero = can_zero
+        self.can_fast_zero = can_fast_zero
+        self.makes_small_zeroes = can_zero
+        self.can_extents = can_extents
+        self.can_target_extents = can_target_extents and not allocated
+        self.allocated = allocated
+        self.digest = digest
+        self.written = written
+        self.differences: list[tuple[int, int]] = []
+        self.error: BaseException | None = None
+        self.is_cancelled = False
+        self.epoch = epoch
+        self.wants_flush = False
+        self.wake: Callable[[], None] = lambda: None
+        """Makes the workers look at their lanes; may be called in any thread."""
+        self.on_durable: Callable[[list[tuple[int, int]]], None] = lambda ranges: None
+        """Given ranges (offset, length) that have been flushed; called in a worker's thread."""
+        self._lock = threading.Lock()
+        self._live: set[Chunk] = set()
+        self._landed: list[Chunk] = []
+        self._flushing: list[Chunk] = []
+        self._sum = _Sum()
+        self._retried = 0
+        self._resumed = 0
+        self.chunks_landed = 0
+        self.flushes = 0
+        self._todo: deque[tuple[int, int, bool]] = deque()
+        self._fill_todo(done)
 
-    def claim(self) -> tuple[int, int] | None:
-        """Take the next chunk (offset, length), None when there is none or no more is wanted.
+    def _fill_todo(self, done: Iterable[tuple[int, int]]) -> None:
+        """Put all of the disk to do, but for ranges (offset, length) that are ``done``."""
+        geometry = self.geometry
+        position = 0
+        for offset, length in done:
+            if offset > position:
+                self._todo.append((position, offset, False))
+            end = min(offset + length, geometry.size)
+            if end > offset:
+                self._resumed += end - offset
+                if self.digest is not None:
+                    self._todo.append((offset, end, True))
+            position = offset + length
+        if position < geometry.size:
+            self._todo.append((position, geometry.size, False))
 
-        The last ones may lie behind the source: what the target has there must become zeroes.
-        """
+    # What lanes call.
+
+    def claim(self, size: int) -> Chunk | None:
+        """Take the next chunk of at most ``size`` bytes; None: there is none, or none is wanted."""
         if self.is_stopping:
             return None
         with self._lock:
-            offset = self._position
-            end = self.geometry.size
-            if offset >= end:
-                if self.is_known_zero:
-                    return None
-                # The source's last block was padded to a whole one of the target.
-                unit = self.geometry.target_block
-                offset = max(offset, -(-end // unit) * unit)
-                end = self.geometry.target_size
-            length = min(self.geometry.chunk, end - offset)
-            if length <= 0:
+            if not self._todo:
                 return None
-            self._position = offset + length
-            return offset, length
+            start, end, is_there = self._todo.popleft()
+            stop = min(start + size, end)
+            if stop < end:
+                self._todo.appendleft((stop, end, is_there))
+            chunk = Chunk(start, stop - start, is_there)
+            self._live.add(chunk)
+            return chunk
+
+    def shorten(self, chunk: Chunk, length: int) -> None:
+        """Keep only the first ``length`` bytes of a chunk; the rest is to be done."""
+        with self._lock:
+            self._todo.appendleft((chunk.offset + length, chunk.end, chunk.is_there))
+            chunk.length = length
+
+    def give_back(self, chunk: Chunk) -> None:
+        """Do a chunk again, all of it: its lane could not finish it."""
+        with self._lock:
+            self._live.discard(chunk)
+            self._retry(chunk)
+
+    def landed(self, chunk: Chunk, epoch: int) -> None:
+        """Note that all of a chunk is on the target, which may not have flushed it yet."""
+        with self._lock:
+            self._live.discard(chunk)
+            if epoch != self.epoch:
+                self._retry(chunk)
+                return
+            self._sum.add(chunk)
+            self.chunks_landed += 1
+            if not chunk.is_there:
+                self._landed.append(chunk)
+
+    def target_lost(self, epoch: int) -> None:
+        """Do again what has landed and was not flushed: the server may have forgotten it."""
+        with self._lock:
+            if epoch != self.epoch:
+                return  # another lane has told
+            self.epoch += 1
+            for chunk in (*self._flushing, *self._landed):
+                self._sum.add(chunk, -1)
+                self._retry(chunk)
+            self._flushing, self._landed = [], []
+        self.wake()
+
+    def begin_flush(self) -> bool:
+        """Whether a flush is to be sent now; what has landed so far will then be durable."""
+        with self._lock:
+            if self._flushing:
+                return False
+            self._flushing, self._landed = self._landed, []
+            return bool(self._flushing)
+
+    def flushed(self, epoch: int) -> None:
+        """Note that the flush that was begun in ``epoch`` has succeeded."""
+        with self._lock:
+            if epoch != self.epoch:
+                return
+            chunks, self._flushing = self._flushing, []
+            self.flushes += 1
+        self.on_durable([(chunk.offset, chunk.length) for chunk in chunks])
+
+    def differ(self, ranges: list[tuple[int, int]]) -> None:
+        """Note ranges (offset, length) in which the two sides differ."""
+        with self._lock:
+            self.differences += ranges
 
     def fail(self, op: str, error: BaseException, offset: int | None = None) -> None:
         """Note the first error; the lanes then finish what is in flight and stop."""
         with self._lock:
             if self.error is not None:
                 return
-            if isinstance(error, NbdError) and not isinstance(error, RequestError):
+            if isinstance(error, RequestError):
                 wrapped: BaseException = CopyError(
-                    f"{op}: {error.message}", disk=self.index, offset=offset
+                    error.message, disk=self.index, offset=error.offset
                 )
-            elif isinstance(error, RequestError):
-                wrapped = CopyError(error.message, disk=self.index, offset=error.offset)
+            elif isinstance(error, NbdError):
+                wrapped = CopyError(f"{op}: {error.message}", disk=self.index, offset=offset)
             else:
                 wrapped = error
             wrapped.__cause__ = error if wrapped is not error else None
@@ -148,29 +238,65 @@ class DiskCopy:
         # A lane that waits for a server which hangs would otherwise not learn of it.
         self.wake()
 
+    # What the engine calls.
+
     def cancel(self) -> None:
         """Ask the lanes to finish what is in flight and stop."""
         self.is_cancelled = True
         self.wake()
+
+    def everything_flushed(self) -> None:
+        """Note that a flush after the last chunk has succeeded."""
+        with self._lock:
+            chunks = [*self._flushing, *self._landed]
+            self._flushing, self._landed = [], []
+        self.on_durable([(chunk.offset, chunk.length) for chunk in chunks])
+
+    @property
+    def zero_size(self) -> int:
+        """The most that one request makes zeroes; where the server can't, they are written."""
+        return self.geometry.zero_size if self.can_zero else self.geometry.request_size
 
     @property
     def is_stopping(self) -> bool:
         """Whether no new request may be sent."""
         return self.is_cancelled or self.error is not None
 
+    @property
+    def has_todo(self) -> bool:
+        """Whether a new lane would find something to do."""
+        return bool(self._todo) and not self.is_stopping
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether everything has landed."""
+        with self._lock:
+            return not self._todo and not self._live and not self.is_stopping
+
+    @property
+    def remaining(self) -> int:
+        """Bytes that nobody has examined yet."""
+        return max(0, self.geometry.size - self._resumed - self._sum.examined)
+
     def bytes(self) -> Bytes:
         """Return what has landed so far."""
         total = self.geometry.size
-        counters = self.counters
-        copied = sum(c.copied for c in counters)
-        zero = sum(c.zero for c in counters)
-        skipped = sum(c.skipped for c in counters)
-        data = sum(c.data for c in counters)
-        examined = sum(c.examined for c in counters)
+        with self._lock:
+            now = _Sum()
+            for part in (self._sum, *self._live):
+                now.add(part)  # type: ignore[arg-type]  # the same five fields
+            retried = self._retried
+        unknown = total - self._resumed - now.examined
         return Bytes(
             total=total,
-            data=max(data + total - examined, copied),
-            copied=copied,
-            zero=zero,
-            skipped=skipped,
+            data=max(now.data + unknown, now.copied),
+            copied=now.copied,
+            zero=now.zero,
+            skipped=now.skipped,
+            resumed=self._resumed,
+            retried=retried,
         )
+
+    def _retry(self, chunk: Chunk) -> None:
+        self._retried += chunk.copied
+        self._todo.appendleft((chunk.offset, chunk.end, chunk.is_there))

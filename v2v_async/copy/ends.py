@@ -59,6 +59,12 @@ class End(Protocol):
     def flush(self, done: Completion) -> None:
         """Put all finished writes on stable storage."""
 
+    def read_now(self, length: int, offset: int) -> bytes:
+        """Read and wait. Raises RequestError where it fails."""
+
+    def flush_now(self) -> None:
+        """Flush and wait. Raises RequestError where it fails."""
+
     def fileno(self) -> int:
         """Return the descriptor to poll, -1 where requests are done when their call returns."""
 

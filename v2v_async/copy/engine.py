@@ -1,101 +1,212 @@
-"""Copies many disks at once and tells how far each one is."""
+"""Copies many disks at once: who runs, with how many connections, and what a failure stops.
+
+::
+
+    waiting (longest first) ──admit, at most --parallel──> running ──> done or failed
+                                      │ each change divides the connections anew
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
-from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Protocol
 
 import anyio
 import anyio.abc
-import anyio.from_thread
 import anyio.to_thread
 
-from v2v_async.connection import Connection, open_connection
-from v2v_async.copy.disk import DiskCopy, Geometry, geometry
-from v2v_async.copy.lane import Lane
-from v2v_async.copy.worker import DRAIN_S, Worker
-from v2v_async.errors import NbdError, V2VError, most_telling
+from v2v_async.copy.driver import Common, DiskDriver
+from v2v_async.copy.job import CopyJob, DiskResult
+from v2v_async.copy.shares import Budget, divide
+from v2v_async.copy.throttle import RateFile, Throttle
+from v2v_async.copy.worker import Worker
+from v2v_async.errors import V2VError, most_telling
 from v2v_async.events import Bytes, Reporter
-from v2v_async.handle import BASE_ALLOCATION
-from v2v_async.units import MIB, format_size
+from v2v_async.options import CopyOptions
+from v2v_async.units import MIB
+
+if TYPE_CHECKING:
+    from v2v_async.copy.checkpoint import CheckpointFolder
+
+__all__ = ["CopyJob", "DiskResult", "copy_disks"]
 
 # Two threads on two cores keep up with nbdcopy; more only help where there are more cores.
 MAX_THREADS = max(1, min(4, os.cpu_count() or 1))
-# Pairs of connections over all disks. One client gains little from more (8 over a 20 ms link gave
-# five times one: Xen Orchestra #7216), and servers start a thread for each.
 MAX_LANES = 16
-LANES_PER_DISK = 4
-# Data in flight beyond the processor's cache buys nothing on local sockets (shared/FACTS.md).
-REQUESTS_PER_LANE = 4
-MAX_BYTES_IN_FLIGHT = 64 * MIB
-_REPORT_EVERY_S = 0.2
+"""Pairs of connections over all disks: servers start a thread, or sixteen, for each."""
+MAX_BYTES_IN_FLIGHT = 128 * MIB
+"""Over all disks. Enough for 2.5 GiB/s with 50 ms an answer; local copies begin with half of it."""
+_RATE_FILE_EVERY_S = 0.5
+_DEFAULTS = CopyOptions()
 
 
-@dataclass(frozen=True, slots=True)
-class CopyJob:
-    """One disk: endpoints are socket paths or NBD URIs.
-
-    ``is_known_zero``: nobody has written the target yet, it reads as zeroes.
-    """
-
-    index: int
-    source: str
-    target: str
-    is_known_zero: bool = False
-    max_connections: int | None = None
-    request_size: int | None = None
-
-
-@dataclass(slots=True)
-class _Disk:
-    """A job whose first connections have been negotiated."""
+class Driver(Protocol):
+    """One disk, however it is copied."""
 
     job: CopyJob
-    source: Connection
-    target: Connection
-    lanes: int
-    depth: int
-    copy: DiskCopy
+    result: DiskResult
+
+    @property
+    def size(self) -> int: ...
+    @property
+    def remaining(self) -> int: ...
+    @property
+    def most(self) -> int: ...
+    async def open(self, stack: AsyncExitStack) -> None: ...
+    def set_share(self, connections: int) -> None: ...
+    def bytes(self) -> Bytes: ...
+    async def run(self) -> DiskResult: ...
 
 
 async def copy_disks(
-    jobs: Sequence[CopyJob], reporter: Reporter, *, parallel: int | None = None
-) -> list[Bytes]:
-    """Copy all disks, the longest first, at most ``parallel`` at once; return bytes by class.
+    jobs: Sequence[CopyJob], reporter: Reporter, options: CopyOptions = _DEFAULTS
+) -> list[DiskResult]:
+    """Copy all disks, the longest first; return what came of each, in the order of ``jobs``.
 
-    Everything is negotiated before the first byte moves. Success means flushed. When a disk fails
-    the others are stopped, with nothing in flight.
+    Everything is opened and negotiated before the first byte moves. When a disk fails the others
+    are stopped, with nothing in flight; with ``keep_going`` they finish.
 
     Raises:
-        CopyError: a disk failed (disk and offset say where).
-        ConnectError: an endpoint can't be reached.
+        V2VError: a disk failed (disk and offset say where).
+        ExceptionGroup: several did.
     """
     if not jobs:
         return []
-    at_once = max(1, min(parallel or len(jobs), len(jobs)))
-    disks: list[_Disk] = []
+    at_once = max(1, min(options.parallel or len(jobs), len(jobs)))
+    if options.checkpoint is not None or options.verify:
+        options = replace(options, flush=True)
+    failures: dict[int, V2VError] = {}
     try:
-        async with AsyncExitStack() as stack, anyio.create_task_group() as threads:
+        async with AsyncExitStack() as stack, _common(options, at_once, reporter) as common:
+            folder = None
+            if options.checkpoint is not None:
+                from v2v_async.copy.checkpoint import CheckpointFolder
+
+                folder = stack.enter_context(CheckpointFolder(options.checkpoint))
+            drivers: list[Driver] = []
             for job in jobs:
-                disks.append(await _negotiate(stack, job, at_once))
-            for disk in disks:
-                mine = reporter.for_disk(disk.job.index)
-                mine.emit("planned", bytes=disk.copy.bytes(), details=_choices(disk))
-            wanted = min(MAX_THREADS, sum(disk.lanes for disk in disks))
-            workers = [Worker() for _ in range(wanted)]
-            limiter = anyio.CapacityLimiter(len(workers))
-            for worker in workers:
-                threads.start_soon(_run_thread, worker, limiter)
-            try:
-                await _copy_all(disks, workers, reporter, at_once)
-            finally:
-                for worker in workers:
-                    worker.close()
+                driver = _driver(job, common, reporter.for_disk(job.index), folder)
+                try:
+                    await driver.open(stack)
+                except V2VError as error:
+                    error.locate(disk=job.index)
+                    raise
+                drivers.append(driver)
+            await _Schedule(drivers, common, reporter, failures).run()
+            if folder is not None and not failures:
+                await anyio.to_thread.run_sync(folder.finish)
     except BaseExceptionGroup as group:
         raise most_telling(group) from None
-    return [disk.copy.bytes() for disk in disks]
+    if len(failures) == 1:
+        raise next(iter(failures.values()))
+    if failures:
+        raise ExceptionGroup(
+            f"{len(failures)} disks failed", [failures[index] for index in sorted(failures)]
+        )
+    return [driver.result for driver in drivers]
+
+
+def _driver(
+    job: CopyJob, common: Common, reporter: Reporter, folder: CheckpointFolder | None
+) -> Driver:
+    memory = None
+    if folder is not None:
+        from v2v_async.copy.remembering import Memory
+
+        memory = Memory(folder.disk(job.index), reporter)
+    return DiskDriver(job, common, reporter, memory)
+
+
+class _Schedule:
+    """Runs drivers under the limits of a run."""
+
+    def __init__(
+        self,
+        drivers: Sequence[Driver],
+        common: Common,
+        reporter: Reporter,
+        failures: dict[int, V2VError],
+    ) -> None:
+        self._waiting = sorted(drivers, key=lambda d: d.size, reverse=True)
+        self._running: list[Driver] = []
+        self._common = common
+        self._reporter = reporter
+        self._failures = failures
+
+    async def run(self) -> None:
+        async with anyio.create_task_group() as group:
+            self._admit(group)
+
+    def _admit(self, group: anyio.abc.TaskGroup) -> None:
+        """Start what may start, and divide the connections among what runs."""
+        started = []
+        while self._waiting and len(self._running) < self._common.at_once:
+            driver = self._waiting.pop(0)
+            self._running.append(driver)
+            started.append(driver)
+        shares = divide(
+            self._common.most_lanes,
+            [driver.remaining for driver in self._running],
+            [driver.most for driver in self._running],
+        )
+        for driver, share in zip(self._running, shares, strict=True):
+            driver.set_share(share)
+        for driver in started:
+            group.start_soon(self._run_one, driver, group)
+
+    async def _run_one(self, driver: Driver, group: anyio.abc.TaskGroup) -> None:
+        index = driver.job.index
+        mine = self._reporter.for_disk(index)
+        try:
+            await driver.run()
+        except V2VError as error:
+            error.locate(disk=index)
+            mine.emit(
+                "failed", error.message, bytes=driver.bytes(), hint=error.hint, offset=error.offset
+            )
+            if not self._common.options.keep_going:
+                raise
+            self._failures[index] = error
+        except anyio.get_cancelled_exc_class():
+            mine.emit("cancelled", bytes=driver.bytes())
+            raise
+        self._running.remove(driver)
+        self._admit(group)
+
+
+@asynccontextmanager
+async def _common(options: CopyOptions, at_once: int, reporter: Reporter) -> AsyncIterator[Common]:
+    """Have the threads and limits of a run."""
+    throttle = None
+    if options.bandwidth is not None or options.bandwidth_file is not None:
+        throttle = Throttle(options.bandwidth)
+    threads = min(options.threads or MAX_THREADS, MAX_LANES)
+    workers = [Worker() for _ in range(1 if options.synchronous else threads)]
+    common = Common(
+        options=options,
+        workers=workers,
+        budget=Budget(MAX_BYTES_IN_FLIGHT),
+        throttle=throttle,
+        at_once=at_once,
+        most_lanes=options.max_connections or max(MAX_LANES, at_once),
+    )
+    limiter = anyio.CapacityLimiter(len(workers))
+    async with anyio.create_task_group() as group:
+        for worker in workers:
+            group.start_soon(_run_thread, worker, limiter)
+        scope = anyio.CancelScope()
+        if throttle is not None and options.bandwidth_file is not None:
+            file = RateFile(options.bandwidth_file, options.bandwidth)
+            group.start_soon(_follow_rate, file, throttle, reporter, scope)
+        try:
+            yield common
+        finally:
+            scope.cancel()
+            for worker in workers:
+                worker.close()
 
 
 async def _run_thread(worker: Worker, limiter: anyio.CapacityLimiter) -> None:
@@ -104,164 +215,13 @@ async def _run_thread(worker: Worker, limiter: anyio.CapacityLimiter) -> None:
         await anyio.to_thread.run_sync(worker.run, limiter=limiter)
 
 
-async def _negotiate(stack: AsyncExitStack, job: CopyJob, at_once: int) -> _Disk:
-    try:
-        source = await _connect(stack, job.source)
-        # Whether the target is zero we know, or don't care: its extents are not asked for.
-        target = await _connect(stack, job.target, wants_extents=False)
-        lanes = _lanes(job, source, target, at_once)
-        shape = geometry(source.info, target.info, lanes=lanes, request_size=job.request_size)
-    except V2VError as error:
-        error.locate(disk=job.index)
-        raise
-    share = MAX_BYTES_IN_FLIGHT // (min(MAX_LANES, lanes * at_once) * shape.request_size)
-    copy = DiskCopy(
-        job.index,
-        shape,
-        is_known_zero=job.is_known_zero,
-        can_zero=target.info.can_zero,
-        can_extents=source.info.has_extents,
-    )
-    return _Disk(job, source, target, lanes, max(1, min(REQUESTS_PER_LANE, share)), copy)
-
-
-async def _connect(
-    stack: AsyncExitStack, endpoint: str, *, wants_extents: bool = True
-) -> Connection:
-    connection = await open_connection(
-        endpoint, contexts=[BASE_ALLOCATION] if wants_extents else []
-    )
-
-    async def close() -> None:
-        with anyio.CancelScope(shield=True), anyio.move_on_after(DRAIN_S):
-            await anyio.to_thread.run_sync(connection.handle.close, abandon_on_cancel=True)
-
-    stack.push_async_callback(close)
-    return connection
-
-
-def _lanes(job: CopyJob, source: Connection, target: Connection, at_once: int) -> int:
-    """Return how many pairs of connections a disk gets."""
-    if not (source.info.can_multi_conn and target.info.can_multi_conn):
-        # Without multi-conn a flush on one connection says nothing of what others wrote.
-        return 1
-    lanes = min(LANES_PER_DISK, max(1, MAX_LANES // at_once))
-    return min(lanes, job.max_connections or lanes)
-
-
-async def _copy_all(
-    disks: list[_Disk], workers: list[Worker], reporter: Reporter, at_once: int
+async def _follow_rate(
+    file: RateFile, throttle: Throttle, reporter: Reporter, scope: anyio.CancelScope
 ) -> None:
-    slots = anyio.Semaphore(at_once)
-    async with anyio.create_task_group() as group:
-        # The semaphore is fair: waiting here keeps the order, longest first.
-        for disk in sorted(disks, key=lambda d: d.copy.geometry.size, reverse=True):
-            await slots.acquire()
-            group.start_soon(_copy_one, disk, workers, reporter, slots.release)
-
-
-async def _copy_one(
-    disk: _Disk,
-    workers: list[Worker],
-    reporter: Reporter,
-    release: Callable[[], None],
-) -> None:
-    mine = reporter.for_disk(disk.job.index)
-    started = anyio.current_time()
-    mine.emit("started", bytes=disk.copy.bytes())
-    try:
-        async with AsyncExitStack() as stack:
-            await _drive(stack, disk, workers, mine)
-            mine.emit("progress", bytes=disk.copy.bytes())
-            # A server that hangs in its flush must not hold a cancelled run.
-            await anyio.to_thread.run_sync(disk.target.handle.flush_now, abandon_on_cancel=True)
-    except V2VError as error:
-        error.locate(disk=disk.job.index)
-        mine.emit(
-            "failed", error.message, bytes=disk.copy.bytes(), hint=error.hint, offset=error.offset
-        )
-        raise
-    except anyio.get_cancelled_exc_class():
-        mine.emit("cancelled", bytes=disk.copy.bytes())
-        raise
-    finally:
-        release()
-    mine.emit("finished", bytes=disk.copy.bytes(), duration_s=anyio.current_time() - started)
-
-
-async def _drive(
-    stack: AsyncExitStack, disk: _Disk, workers: list[Worker], reporter: Reporter
-) -> None:
-    """Give the disk's lanes to the workers and wait for all of them."""
-    pairs = [(disk.source, disk.target)]
-    try:
-        for _ in range(1, disk.lanes):
-            source = await _connect(stack, disk.job.source)
-            target = await _connect(stack, disk.job.target, wants_extents=False)
-            pairs.append((source, target))
-    except NbdError as error:
-        error.locate(disk=disk.job.index)
-        raise
-    done = [anyio.Event() for _ in pairs]
-    lanes = [
-        Lane(disk.copy, source.handle, target.handle, disk.depth, _thread_safe(event))
-        for (source, target), event in zip(pairs, done, strict=True)
-    ]
-    disk.copy.wake = lambda: _wake_all(workers)
-    for lane in lanes:
-        min(workers, key=lambda worker: worker.load).add(lane)
-    try:
-        async with anyio.create_task_group() as group:
-            group.start_soon(_report, disk.copy, reporter)
-            await _all(done)
-            group.cancel_scope.cancel()
-    finally:
-        disk.copy.cancel()
-        with anyio.CancelScope(shield=True):
-            await _all(done)
-        for lane in lanes:
-            if lane.in_flight:  # its server hangs: a good-bye would hang as well
-                lane.source.close(politely=False)
-                lane.target.close(politely=False)
-    if disk.copy.error is not None:
-        raise disk.copy.error
-
-
-def _wake_all(workers: Sequence[Worker]) -> None:
-    for worker in workers:
-        worker.wake()
-
-
-def _thread_safe(event: anyio.Event) -> Callable[[], None]:
-    return lambda: anyio.from_thread.run_sync(event.set)
-
-
-async def _all(events: Sequence[anyio.Event]) -> None:
-    for event in events:
-        await event.wait()
-
-
-async def _report(copy: DiskCopy, reporter: Reporter) -> None:
-    last: Bytes | None = None
-    while True:
-        now = copy.bytes()
-        if now != last:
-            reporter.emit("progress", bytes=now)
-            last = now
-        await anyio.sleep(_REPORT_EVERY_S)
-
-
-def _choices(disk: _Disk) -> dict[str, object]:
-    """Return what was negotiated and chosen, for the events and the log."""
-    shape: Geometry = disk.copy.geometry
-    return {
-        "size": shape.size,
-        "connections": disk.lanes,
-        "requests": disk.lanes * disk.depth,
-        "request_size": shape.request_size,
-        "block_size": shape.block,
-        "source_extents": disk.copy.can_extents,
-        "target_known_zero": disk.copy.is_known_zero,
-        "target_can_zero": disk.copy.can_zero,
-        "memory": format_size(disk.lanes * disk.depth * shape.request_size),
-    }
+    with scope:
+        while True:
+            warning = file.poll()
+            if warning is not None:
+                reporter.warning(warning)
+            throttle.set_rate(file.rate)
+            await anyio.sleep(_RATE_FILE_EVERY_S)

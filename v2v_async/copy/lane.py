@@ -1,364 +1,584 @@
-"""One pair of connections of one disk, driven by one thread.
+"""A pair of connections of one disk, driven by one thread.
 
 ::
 
                  claim a chunk ──> ask its extents ──> plan ──> requests
-                                                                  │
-    slot:  free ──(read)──> reading ──(split zeroes)──> writing ──┴──> free
-                └─(zero)──────────────────────────────> writing
+                                                                   │
+    slot:  free ──> what the lane's kind does with a request ──────┴──> free
 
-A completion callback only notes what happened; the lane acts on its notes outside libnbd, since
-submitting on the same handle in a callback deadlocks. One chunk's extents are asked for while the
-requests of the one before are on their way.
+A completion callback only notes what happened; the lane acts on it outside libnbd, since submitting
+on the same handle in a callback deadlocks. One chunk's extents are asked for while the requests of
+the one before are on their way.
+
+When a connection is lost the lane ends: its unfinished chunks go back to the disk, and the engine
+opens another pair for another lane. A request that fails on a connection that is well is sent again
+by its slot after a while, where that makes sense.
 """
 
 from __future__ import annotations
 
 import errno as errno_codes
 import os
+import threading
+import time
+from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
 
-from v2v_async.copy.disk import Counters, DiskCopy
-from v2v_async.copy.plan import Piece, Request, plan, split_zeroes
-from v2v_async.errors import NbdError, RequestError
-from v2v_async.extent import align_data, from_reply
-from v2v_async.handle import Completion, Entries, Handle, is_zero, share
-from v2v_async.units import KIB
+from v2v_async.copy.disk import Chunk, DiskCopy
+from v2v_async.copy.ends import End
+from v2v_async.copy.plan import Part, Plan
+from v2v_async.copy.shares import Budget
+from v2v_async.copy.throttle import Throttle, request_limit
+from v2v_async.copy.tuning import Tuner
+from v2v_async.errors import ConnectionLostError, NbdError, RequestError
+from v2v_async.handle import Completion, Entries, ZeroTest
 
-# Zeroes within data are looked for in blocks of this size, as nbdcopy's --sparse does: with runs of
-# 32 KiB or more only, a fragmented disk took 21% more room.
-_ZERO_BLOCK = 4 * KIB
+Side: TypeAlias = Literal["source", "target"]
+
+# Asking again helps where the cause may pass. A full disk, a refused or an impossible request stay.
+_RETRYABLE = frozenset(
+    {
+        errno_codes.EIO,
+        errno_codes.EAGAIN,
+        errno_codes.EBUSY,
+        errno_codes.EINTR,
+        errno_codes.ENOMEM,
+        errno_codes.ETIMEDOUT,
+        errno_codes.ESHUTDOWN,
+    }
+)
+_FIRST_PAUSE_S, _LAST_PAUSE_S = 0.1, 5.0
+# Ends that answer at once (files) would otherwise keep a thread from its other lanes.
+_TURNS = 64
+# A chunk without data is followed by a larger one, up to what a 32-bit reply can tell.
+_LARGEST_EMPTY_CHUNK = 2 * 1024**3
+
+
+def pause(attempt: int) -> float:
+    """Return seconds to wait before the attempt after ``attempt`` (from 1) failed ones."""
+    return float(min(_FIRST_PAUSE_S * 2 ** (attempt - 1), _LAST_PAUSE_S))
 
 
 class Slot:
-    """One request on its way, with a buffer of its own that is reused."""
+    """One request on its way, with buffers of its own that are reused.
 
-    def __init__(self, size: int) -> None:
-        self.memory = bytearray(size)
-        self.view = memoryview(self.memory)
-        self.words = self.view.cast("Q") if size % 8 == 0 else None
-        self.whole = share(self.memory)
-        self.offset = 0
-        self.length = 0
+    ``pending`` counts what has been asked for and not answered, ``code`` is the errno of an answer
+    that was not good. ``state`` belongs to the lane's kind.
+    """
+
+    __slots__ = (
+        "attempts",
+        "buffers",
+        "chunk",
+        "code",
+        "has_asked_zeroes",
+        "held",
+        "is_zero",
+        "kind",
+        "length",
+        "offset",
+        "on_answer",
+        "pending",
+        "pieces",
+        "sent",
+        "size",
+        "state",
+        "views",
+        "words",
+    )
+
+    def __init__(self, size: int, buffers: int, ready: deque[Slot]) -> None:
+        self.chunk = Chunk(0, 0)
+        self.offset = self.length = self.attempts = self.code = self.pending = 0
+        self.kind: str = "data"
+        self.state = "free"
+        self.sent = 0.0
+        self.has_asked_zeroes = False
+        self.pieces: list[tuple[int, int, bool]] = []
+        self.grow(size, buffers)
+
+        # Made once for all requests of the slot: a closure for each would cost more than the rest.
+        def on_answer(error: Any) -> int:
+            code = error.value
+            if code:
+                self.code = code
+            self.pending -= 1
+            if not self.pending:
+                ready.append(self)
+            return 1
+
+        self.on_answer: Completion = on_answer
+
+    def grow(self, size: int, buffers: int) -> None:
+        """Give it buffers of ``size`` bytes; what they held is gone."""
+        self.size = size
+        self.held = size * buffers
+        self.buffers = [bytearray(size) for _ in range(buffers)]
+        self.views = [memoryview(buffer) for buffer in self.buffers]
+        self.words = self.views[0].cast("Q") if size % 8 == 0 else None
+        self.is_zero = ZeroTest(self.buffers[0])
+
+
+class Ahead:
+    """A chunk whose extents have been asked for, of the source and perhaps of the target."""
+
+    __slots__ = ("chunk", "pending", "source", "source_code", "target", "target_code")
+
+    def __init__(self, chunk: Chunk) -> None:
+        self.chunk = chunk
         self.pending = 0
-        self.holds_bytes = 0
+        self.source: Entries = []
+        self.target: Entries | None = None
+        self.source_code = 0
+        self.target_code = 0
 
 
-class _Ahead:
-    """A chunk whose extents have been asked for; ``entries`` is None until they are known."""
+@dataclass(slots=True)
+class Shared:
+    """What the lanes of a disk share, and some of it those of all disks.
 
-    def __init__(self, offset: int, length: int) -> None:
-        self.offset = offset
-        self.length = length
-        self.entries: Entries = []
-        self.is_known = False
+    ``retries``: times that a failing request is sent again.
+    """
+
+    tuner: Tuner
+    budget: Budget
+    throttle: Throttle | None = None
+    retries: int = 0
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def note(self, slot: Slot) -> None:
+        """Tell the tuner that a read has been answered."""
+        with self._lock:
+            self.tuner.note(time.monotonic(), slot.sent, slot.length)
 
 
-class Lane:
-    """Copies chunks of ``disk`` from ``source`` to ``target`` with ``depth`` requests at once.
+class Lane(ABC):
+    """Works on chunks of ``disk`` until there are none.
 
     All methods but the constructor are called by one thread. ``on_done`` is called there once.
+    ``lost`` tells at the end which connection was lost, if one was.
     """
+
+    buffers_per_slot = 1
 
     def __init__(
         self,
         disk: DiskCopy,
-        source: Handle,
-        target: Handle,
-        depth: int,
+        source: End,
+        target: End,
+        shared: Shared,
         on_done: Callable[[], None],
+        epoch: int | None = None,
     ) -> None:
         self.disk = disk
         self.source = source
         self.target = target
+        self.shared = shared
         self.on_done = on_done
-        self.counters = Counters()
-        disk.counters.append(self.counters)
-        geometry = disk.geometry
-        # A last request may be padded to a whole block of the target.
-        size = max(geometry.request_size, geometry.target_block)
-        self._slots = [Slot(size) for _ in range(depth)]
-        self._free = deque(self._slots)
-        self._requests: Iterator[Request] = iter(())
-        self._next: Request | None = None
-        self._ahead: _Ahead | None = None
+        self.epoch = disk.epoch if epoch is None else epoch
+        self.lost: tuple[Side, NbdError] | None = None
+        self.wake_at: float | None = None
+        self.wants_again = False
+        self._ready: deque[Slot] = deque()
+        self._answers: deque[Callable[[], None]] = deque()
+        self._free: deque[Slot] = deque()
+        self._slots: list[Slot] = []
+        self._waiting: list[tuple[float, Slot]] = []
+        self._plan = Plan()
+        self._held: tuple[Slot, Part] | None = None
+        self._chunk: Chunk | None = None
+        self._chunks: dict[Chunk, None] = {}  # in order, so that a failing test can be repeated
+        self._ahead: Ahead | None = None
+        self._queries = 0
         self._no_more = False
-        self._notes: deque[Callable[[], None]] = deque()
-        self._zero_block = max(_ZERO_BLOCK, geometry.target_block)
-        self._zeroes: Any = None
-        if not disk.is_known_zero and not disk.can_zero:
-            self._zeroes = bytearray(size)
+        self._chunk_size = disk.geometry.chunk
+        self._is_retired = False
+
+    # What a kind of lane does.
+
+    @abstractmethod
+    def _begin(self, slot: Slot) -> None:
+        """Send what the request in ``slot`` needs first."""
+
+    @abstractmethod
+    def _answered(self, slot: Slot) -> None:
+        """Go on with a slot that nothing is pending of."""
+
+    @abstractmethod
+    def _again(self, slot: Slot) -> None:
+        """Send again what failed."""
+
+    @abstractmethod
+    def _plan_of(self, ahead: Ahead, told: int) -> Plan:
+        """Return the requests for the first ``told`` bytes of a chunk whose extents are known."""
 
     # What the worker calls.
 
     def advance(self) -> None:
         """Act on what has happened and send what may be sent."""
-        while True:
-            while self._notes:
-                self._notes.popleft()()
-            self._fill()
+        self.wants_again = False
+        self.wake_at = None
+        ready, answers = self._ready, self._answers
+        for _ in range(_TURNS):
+            try:
+                while answers:
+                    answers.popleft()()
+                while ready:
+                    self._answered(ready.popleft())
+                if not self.is_ending:
+                    self._fill()
+            except NbdError as error:
+                self._fail_connection(error)
             # Submitting may complete requests at once; then there is more to do.
-            if not self._notes:
+            if not ready and not answers:
                 return
+        self.wants_again = True
 
     @property
     def in_flight(self) -> int:
-        """Requests that are waited for, the one for extents among them."""
-        asked = self._ahead is not None and not self._ahead.is_known
-        return len(self._slots) - len(self._free) + asked
+        """Requests that are waited for, those for extents and flushes among them."""
+        return sum(1 for slot in self._slots if slot.pending) + self._queries
 
     @property
     def is_done(self) -> bool:
         """Whether nothing is on its way and nothing is left to do."""
-        if self.in_flight or self._notes:
+        if self._ready or self._answers or self.in_flight:
             return False
-        return self.disk.is_stopping or (
-            self._no_more and self._ahead is None and self._next is None
-        )
+        return self.is_ending or (self._no_more and not self._chunks)
 
-    def lost(self, side: str, error: BaseException) -> None:
-        """Give up: a connection is gone, and with it what was in flight."""
-        self.disk.fail(f"the {side}", error)
+    def lose(self, side: Side, error: NbdError) -> None:
+        """Note that a connection is gone; the lane ends when the other one is quiet."""
+        self.lost = self.lost or (side, error)
+        if side == "target":
+            self.disk.target_lost(self.epoch)
+
+    def retire(self) -> None:
+        """Claim no more chunks: the lane ends when those that it has are done."""
+        self._is_retired = True
+
+    @property
+    def is_ending(self) -> bool:
+        """Whether it sends nothing more and only waits for what is on its way."""
+        return self.lost is not None or self.disk.is_stopping or self.epoch != self.disk.epoch
+
+    def _end(self) -> None:
+        for chunk in self._chunks:
+            self.disk.give_back(chunk)
+        self._chunks.clear()
+        if self._ahead is not None:
+            self.disk.give_back(self._ahead.chunk)
+            self._ahead = None
+        self._waiting.clear()
+
+    def finished(self) -> None:
+        """Let go of what is held; called once, when the lane is done or abandoned."""
+        self._end()
+        self.shared.budget.give_back(sum(slot.held for slot in self._slots))
+        if self.shared.throttle is not None:
+            self.shared.throttle.leave(self)
+        self.on_done()
+
+    def _fail_connection(self, error: NbdError) -> None:
+        """Sort out what could not be sent: a lost connection, or a mistake of ours."""
+        for side, end in (("source", self.source), ("target", self.target)):
+            if end.is_lost:
+                self.lose(side, error)  # type: ignore[arg-type]
+                return
+        if isinstance(error, ConnectionLostError):
+            self.lose("source", error)
+        else:
+            self.disk.fail("copying", error)
 
     # Filling the slots.
 
     def _fill(self) -> None:
-        try:
+        if self._waiting:
+            self._send_waiting()
+        if self.disk.wants_flush:
+            self._flush()
+        if self._ahead is None and not self._no_more:
             self._look_ahead()
-            while self._free and not self.disk.is_stopping:
-                request = self._take()
-                if request is None:
+        while not self.is_ending:
+            if self._held is not None:
+                slot, part = self._held
+                self._held = None
+            else:
+                free = self._slot()
+                if free is None:
                     return
-                if request.is_zero and self._is_skipped(request):
-                    self._landed(request.offset, request.length, "skipped")
-                elif request.is_zero:
-                    self._zero(self._free.popleft(), request)
-                else:
-                    self._read(self._free.popleft(), request)
-        except NbdError as error:
-            self.disk.fail("copying", error)
+                slot = free
+                taken = self._take(slot.size)
+                if taken is None:
+                    self._free.appendleft(slot)
+                    return
+                part = taken
+            offset, end, kind = part
+            chunk = self._chunk
+            assert chunk is not None
+            if kind == "skip":
+                self._free.appendleft(slot)
+                self._skip(chunk, offset, end)
+                continue
+            if kind == "data" and not self._may_send(end - offset):
+                self._held = (slot, part)
+                return
+            slot.chunk, slot.kind = chunk, kind
+            slot.offset, slot.length = offset, end - offset
+            slot.attempts = 0
+            chunk.outstanding += 1
+            self._begin(slot)
 
-    def _take(self) -> Request | None:
-        """Return the next request, None when there is none now."""
+    def _take(self, size: int) -> Part | None:
+        """Return the next request of at most ``size`` bytes, None when there is none now."""
+        geometry = self.disk.geometry
         while True:
-            request, self._next = self._next, None
-            if request is None:
-                request = next(self._requests, None)
-            if request is not None:
-                return request
+            part = self._plan.take(min(size, self._wanted_size()), self.disk.zero_size)
+            if part is not None:
+                return part
+            if self._chunk is not None:
+                chunk, self._chunk = self._chunk, None
+                chunk.is_planned = True
+                self._land_if_whole(chunk)
             ahead = self._ahead
-            if ahead is None or not ahead.is_known:
+            if ahead is None or ahead.pending:
                 return None
             self._ahead = None
-            self._start_chunk(ahead)
+            self._start(ahead)
+            # A chunk holds all that may be in flight, or the lane would wait for extents.
+            setting = self.shared.tuner.setting
+            wanted = 2 * setting.request_size * setting.depth
+            if self._chunk_size < wanted:
+                self._chunk_size = -(-wanted // geometry.chunk) * geometry.chunk
             self._look_ahead()
 
+    def _wanted_size(self) -> int:
+        """Return the bytes that a request has now; less than a slot's where a rate is kept."""
+        geometry = self.disk.geometry
+        size = min(self.shared.tuner.setting.request_size, geometry.largest_request)
+        throttle = self.shared.throttle
+        limit = request_limit(throttle.rate) if throttle is not None else None
+        if limit is not None:
+            size = min(size, max(limit // geometry.block * geometry.block, geometry.block))
+        return size
+
+    def _start(self, ahead: Ahead) -> None:
+        """Begin a chunk whose extents are known."""
+        chunk = ahead.chunk
+        told = chunk.length
+        if ahead.source_code or not ahead.source:
+            # A server that can't tell is not asked again: all of it is data.
+            if not chunk.is_there:
+                self.disk.can_extents = False
+            ahead.source = []
+        elif not chunk.is_there:
+            said = sum(length for length, _ in ahead.source)
+            block = self.disk.geometry.block
+            if said < told and chunk.offset + said < self.disk.geometry.size:
+                # The rest is asked for again; what does not fill a block is data.
+                told = min(max(said // block * block, block), told)
+        if ahead.target_code:
+            self.disk.can_target_extents = False
+            ahead.target = None
+        if told < chunk.length:
+            self.disk.shorten(chunk, told)
+        chunk.examined = 0 if chunk.is_there else chunk.length
+        self._plan = self._plan_of(ahead, told)
+        self._chunk = chunk
+        self._chunks[chunk] = None
+        base = self.disk.geometry.chunk
+        if chunk.examined and not chunk.data:
+            self._chunk_size = min(max(self._chunk_size, base) * 4, _LARGEST_EMPTY_CHUNK)
+        else:
+            self._chunk_size = base
+
     def _look_ahead(self) -> None:
-        if self._ahead is not None or self._no_more or self.disk.is_stopping:
+        if self._is_retired or self.disk.is_stopping:
+            self._no_more = True
             return
-        chunk = self.disk.claim()
+        chunk = self.disk.claim(self._chunk_size)
         if chunk is None:
             self._no_more = True
             return
-        ahead = self._ahead = _Ahead(*chunk)
-        if ahead.offset >= self.disk.geometry.size:  # behind the source
-            ahead.entries, ahead.is_known = [(ahead.length, 3)], True
+        ahead = self._ahead = Ahead(chunk)
+        if chunk.is_there:
             return
-        if not self.disk.can_extents:
-            ahead.is_known = True
-            return
+        if self.disk.can_extents:
+            self._ask(ahead, self.source, "source")
+            if self.disk.can_target_extents and not self.disk.is_known_zero:
+                self._ask(ahead, self.target, "target")
 
+    def _ask(self, ahead: Ahead, end: End, side: Side) -> None:
         def told(entries: Entries) -> None:
-            ahead.entries = entries
+            if side == "source":
+                ahead.source = entries
+            else:
+                ahead.target = entries
 
         def done(error: Any) -> int:
             code = error.value
-            self._notes.append(lambda: self._extents_known(ahead, code))
+
+            def answered() -> None:
+                self._queries -= 1
+                ahead.pending -= 1
+                if side == "source":
+                    ahead.source_code = code
+                else:
+                    ahead.target_code = code
+
+            self._answers.append(answered)
             return 1
 
-        self.source.block_status(ahead.length, ahead.offset, told, done)
+        chunk = ahead.chunk
+        ahead.pending += 1
+        self._queries += 1
+        try:
+            end.block_status(chunk.length, chunk.offset, told, done)
+        except ConnectionLostError:
+            ahead.pending -= 1
+            self._queries -= 1
+            raise
+        except NbdError:
+            # It never negotiated them, or refuses the range.
+            self._queries -= 1
+            ahead.pending -= 1
+            if side == "source":
+                ahead.source_code = errno_codes.ENOTSUP
+            else:
+                ahead.target_code = errno_codes.ENOTSUP
 
-    def _extents_known(self, ahead: _Ahead, code: int) -> None:
-        ahead.is_known = True
-        if code:
-            # A server that can't tell is not asked again: all of it is data.
-            ahead.entries = []
-            self.disk.can_extents = False
-
-    def _start_chunk(self, chunk: _Ahead) -> None:
+    def _slot(self) -> Slot | None:
+        """Return a free slot, of the size that is wanted now if there is room; None: none."""
+        setting = self.shared.tuner.setting
         geometry = self.disk.geometry
-        end = max(geometry.size, chunk.offset + chunk.length)
-        extents = list(
-            align_data(from_reply(chunk.offset, chunk.length, chunk.entries), geometry.block, end)
-        )
-        if chunk.offset < geometry.size:
-            self.counters.examined += chunk.length
-            self.counters.data += sum(e.length for e in extents if not e.is_zero)
-        self._requests = plan(extents, geometry.request_size, geometry.zero_size)
+        # A last request may be padded to a whole block of the target.
+        size = max(min(setting.request_size, geometry.largest_request), geometry.target_block)
+        count, budget = self.buffers_per_slot, self.shared.budget
+        if self._free:
+            slot = self._free.popleft()
+            if slot.size < size and budget.take((size - slot.size) * count):
+                slot.grow(size, count)
+            return slot
+        if len(self._slots) >= setting.depth:
+            return None
+        if not budget.take(size * count, must=not self._slots):
+            return None
+        slot = Slot(size, count, self._ready)
+        self._slots.append(slot)
+        return slot
 
-    # The requests of a slot.
+    def _drop(self, slot: Slot) -> None:
+        self._slots.remove(slot)
+        self.shared.budget.give_back(slot.held)
 
-    def _is_skipped(self, what: Request | Piece) -> bool:
-        return what.is_zero and self.disk.is_known_zero
+    def _may_send(self, length: int) -> bool:
+        """Whether the throttle lets a request of ``length`` bytes go now."""
+        throttle = self.shared.throttle
+        if throttle is None:
+            return True
+        wait = throttle.take(length, self)
+        if wait <= 0:
+            return True
+        self._wake_in(wait)
+        return False
 
-    def _read(self, slot: Slot, request: Request) -> None:
-        slot.offset, slot.length = request.offset, request.length
-        slot.pending = 1
-        self._hold(slot, request.length)
+    # The flush that makes what has landed durable.
+
+    def _flush(self) -> None:
+        self.disk.wants_flush = False
+        if not self.disk.begin_flush():
+            return
 
         def done(error: Any) -> int:
             code = error.value
-            self._notes.append(lambda: self._was_read(slot, code))
+            self._answers.append(lambda: self._was_flushed(code))
             return 1
 
-        buffer = slot.whole
-        if request.length != len(slot.memory):
-            buffer = share(slot.view[: request.length])
+        self._queries += 1
         try:
-            self.source.read(buffer, request.offset, done)
+            self.target.flush(done)
         except NbdError:
-            self._release(slot)
+            self._queries -= 1
             raise
 
-    def _was_read(self, slot: Slot, code: int) -> None:
-        slot.pending = 0
+    def _was_flushed(self, code: int) -> None:
+        self._queries -= 1
         if code:
-            self._failed("reading", slot.offset, slot.length, code)
-        if self.disk.is_stopping:
-            self._release(slot)
-            return
-        length = self._pad(slot)
-        try:
-            for piece in self._pieces(slot, length):
-                self._write_piece(slot, piece)
-        except NbdError as error:
-            self.disk.fail("writing", error, slot.offset)
-        if slot.pending == 0:
-            self._release(slot)
-
-    def _write_piece(self, slot: Slot, piece: Piece) -> None:
-        offset = slot.offset + piece.start
-        if piece.is_zero:
-            self.counters.data -= self._counted(offset, piece.length)
-            if self._is_skipped(piece):
-                self._landed(offset, piece.length, "skipped")
-                return
-            if self.disk.can_zero:
-                done = self._written(slot, offset, piece.length, "zero")
-                self.target.zero(piece.length, offset, done)
-                slot.pending += 1
-                return
-        done = self._written(slot, offset, piece.length, "zero" if piece.is_zero else "copied")
-        whole = piece.length == len(slot.memory)
-        buffer = slot.whole if whole else share(slot.view[piece.start : piece.start + piece.length])
-        self.target.write(buffer, offset, done)
-        slot.pending += 1
-
-    def _zero(self, slot: Slot, request: Request) -> None:
-        wanted = self._padded(request.length)
-        slot.offset, slot.length = request.offset, wanted
-        if self.disk.can_zero:
-            done = self._written(slot, request.offset, wanted, "zero")
-            slot.pending = 1
-            try:
-                self.target.zero(wanted, request.offset, done)
-            except NbdError:
-                self._release(slot)
-                raise
-            return
-        # The server can't: write them, a buffer at a time; the rest is put back.
-        length = min(wanted, len(self._zeroes))
-        if length < wanted:
-            self._next = Request(request.offset + length, wanted - length, is_zero=True)
-        done = self._written(slot, request.offset, length, "zero")
-        slot.pending = 1
-        self._hold(slot, length)
-        try:
-            self.target.write(share(memoryview(self._zeroes)[:length]), request.offset, done)
-        except NbdError:
-            self._release(slot)
-            raise
-
-    def _written(self, slot: Slot, offset: int, length: int, kind: str) -> Completion:
-        def done(error: Any) -> int:
-            code = error.value
-            self._notes.append(lambda: self._was_written(slot, offset, length, kind, code))
-            return 1
-
-        return done
-
-    def _was_written(self, slot: Slot, offset: int, length: int, kind: str, code: int) -> None:
-        if code:
-            self._failed("zeroing" if kind == "zero" else "writing", offset, length, code)
+            # What it had may be gone, as after a loss of the connection: so it is taken for one.
+            self.lose("target", _refused("flush", 0, 0, code))
         else:
-            self._landed(offset, length, kind)
-        slot.pending -= 1
-        if slot.pending == 0:
-            self._release(slot)
+            self.disk.flushed(self.epoch)
 
-    # What a buffer holds.
+    # Requests that are done, or failed.
 
-    def _pad(self, slot: Slot) -> int:
-        """Fill up what was read to a whole block of the target with zeroes; return its length."""
-        length = self._padded(slot.length)
-        if length != slot.length:
-            slot.view[slot.length : length] = bytes(length - slot.length)
-        return length
+    def _skip(self, chunk: Chunk, offset: int, end: int) -> None:
+        chunk.skipped += self._counted(offset, end - offset)
+        if self.disk.digest is not None:
+            self.disk.digest.add_zeroes(offset, self._counted(offset, end - offset))
+
+    def _release(self, slot: Slot) -> None:
+        """Free a slot whose request is done."""
+        chunk = slot.chunk
+        chunk.outstanding -= 1
+        self._land_if_whole(chunk)
+        slot.state = "free"
+        if len(self._slots) > self.shared.tuner.setting.depth:
+            self._drop(slot)
+        else:
+            # The buffer that is warmest in the processor's cache goes first.
+            self._free.appendleft(slot)
+
+    def _land_if_whole(self, chunk: Chunk) -> None:
+        if chunk.is_planned and not chunk.outstanding and chunk in self._chunks:
+            del self._chunks[chunk]
+            self.disk.landed(chunk, self.epoch)
+
+    def _failed(self, slot: Slot, op: str, side: Side) -> None:
+        """Deal with a slot whose request was answered with an error: again later, or give up."""
+        code, slot.code = slot.code, 0
+        error = _refused(op, slot.offset, slot.length, code)
+        if self.is_ending:
+            return
+        end = self.source if side == "source" else self.target
+        if end.is_lost or code == errno_codes.ENOTCONN:
+            self.lose(side, ConnectionLostError("the connection was lost", errno=code))
+        elif code in _RETRYABLE and slot.attempts < self.shared.retries:
+            slot.attempts += 1
+            when = time.monotonic() + pause(slot.attempts)
+            self._waiting.append((when, slot))
+            self._wake_in(when - time.monotonic())
+        else:
+            self.disk.fail(op, error)
+
+    def _send_waiting(self) -> None:
+        now = time.monotonic()
+        due = [slot for when, slot in self._waiting if when <= now]
+        self._waiting = [(when, slot) for when, slot in self._waiting if when > now]
+        if self._waiting:
+            self._wake_in(min(when for when, _ in self._waiting) - now)
+        for slot in due:
+            self._again(slot)
+
+    def _wake_in(self, seconds: float) -> None:
+        when = time.monotonic() + max(seconds, 0.0)
+        self.wake_at = when if self.wake_at is None else min(self.wake_at, when)
+
+    # Sizes.
 
     def _padded(self, length: int) -> int:
         """Round up; only the end of a disk may lie off the target's blocks."""
         unit = self.disk.geometry.target_block
         return -(-length // unit) * unit
 
-    def _pieces(self, slot: Slot, length: int) -> list[Piece]:
-        """Find runs of zeroes, looking first at a single word of each block."""
-        block = self._zero_block
-        if slot.words is None:
-            return [Piece(0, length, is_zero=False)]
-        # Rounded up: what lies behind the end is old data, which can only make it look closer.
-        firsts = slot.words[: -(-length // 8) : block // 8].tolist()
-        if all(firsts):
-            return [Piece(0, length, is_zero=False)]
-        zeroes = (
-            not first and is_zero(slot.whole, at * block, min(block, length - at * block))
-            for at, first in enumerate(firsts)
-        )
-        return split_zeroes(zeroes, block, length)
-
-    # Counting.
-
     def _counted(self, offset: int, length: int) -> int:
         """Return how many of these bytes belong to the source (padding does not)."""
         return max(0, min(offset + length, self.disk.geometry.size) - offset)
 
-    def _landed(self, offset: int, length: int, kind: str) -> None:
-        counters = self.counters
-        counted = self._counted(offset, length)
-        if kind == "copied":
-            counters.copied += counted
-        elif kind == "zero":
-            counters.zero += counted
-        else:
-            counters.skipped += counted
 
-    def _hold(self, slot: Slot, length: int) -> None:
-        slot.holds_bytes = length
-        self.counters.in_flight += length
-        self.counters.most_in_flight = max(self.counters.most_in_flight, self.counters.in_flight)
-
-    def _release(self, slot: Slot) -> None:
-        self.counters.in_flight -= slot.holds_bytes
-        slot.holds_bytes = 0
-        slot.pending = 0
-        self._free.append(slot)
-
-    def _failed(self, op: str, offset: int, length: int, code: int) -> None:
-        name = errno_codes.errorcode.get(code, str(code))
-        self.disk.fail(
-            op,
-            RequestError(
-                op, offset=offset, length=length, reason=f"{os.strerror(code)} ({name})", errno=code
-            ),
-        )
+def _refused(op: str, offset: int, length: int, code: int) -> RequestError:
+    name = errno_codes.errorcode.get(code, str(code))
+    return RequestError(
+        op, offset=offset, length=length, reason=f"{os.strerror(code)} ({name})", errno=code
+    )

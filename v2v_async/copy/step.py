@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import asdict
 
+from v2v_async.copy.endpoint import nbd
 from v2v_async.copy.engine import CopyJob, copy_disks
 from v2v_async.errors import V2VError
 from v2v_async.events import Bytes, Event, Reporter
@@ -34,8 +35,8 @@ async def copy(
     jobs = [
         CopyJob(
             index=disk.index,
-            source=str(v2vdir.source_socket(disk.index)),
-            target=str(v2vdir.target_socket(disk.index)),
+            source=nbd(str(v2vdir.source_socket(disk.index))),
+            target=nbd(str(v2vdir.target_socket(disk.index))),
             is_known_zero=targets[disk.index].is_known_zero,
             max_connections=targets[disk.index].max_connections,
             request_size=targets[disk.index].request_size,
@@ -43,11 +44,12 @@ async def copy(
         for disk in source.disks
     ]
     try:
-        return await copy_disks(jobs, reporter.tee(_DiskLog(v2vdir)), parallel=options.parallel)
+        results = await copy_disks(jobs, reporter.tee(_DiskLog(v2vdir)), options)
     except V2VError as error:
         if error.disk is not None:
             error.locate(log=v2vdir.log("copy", error.disk))
         raise
+    return [result.bytes for result in results]
 
 
 class _DiskLog:

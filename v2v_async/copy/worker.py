@@ -6,15 +6,17 @@ one event loop for all connections reached two thirds of it (shared/FACTS.md).
 
 from __future__ import annotations
 
+import math
 import os
 import select
 import threading
 import time
 from collections import deque
 
-from v2v_async.copy.lane import Lane
-from v2v_async.errors import NbdError
-from v2v_async.handle import DIRECTION_READ, DIRECTION_WRITE, Handle
+from v2v_async.copy.ends import End
+from v2v_async.copy.lane import Lane, Side
+from v2v_async.errors import ConnectionLostError, NbdError
+from v2v_async.handle import DIRECTION_READ, DIRECTION_WRITE
 
 # What is in flight when a copy ends early is waited for, since nbdkit 1.32 aborts otherwise;
 # a server that never answers must not hold us for ever.
@@ -30,9 +32,11 @@ class Worker:
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._new: deque[Lane] = deque()
         self._fds: dict[Lane, list[int]] = {}
-        self._handles: dict[int, tuple[Lane, Handle, str]] = {}
+        self._ends: dict[int, tuple[Lane, End, Side]] = {}
         self._registered: dict[int, int] = {}
         self._draining_since: dict[Lane, float] = {}
+        self._timers: dict[Lane, float] = {}
+        self._again: dict[Lane, None] = {}
         self._poll = select.poll()
         self._is_closing = False
         self._fd_lock = threading.Lock()
@@ -66,7 +70,9 @@ class Worker:
             while True:
                 touched = self._wait()
                 while self._new:
-                    touched.append(self._begin(self._new.popleft()))
+                    lane = self._new.popleft()
+                    self._begin(lane)
+                    touched[lane] = None
                 for lane in touched:
                     if lane in self._fds:
                         self._step(lane)
@@ -75,18 +81,19 @@ class Worker:
         finally:
             for lane in [*self._fds, *self._new]:
                 lane.disk.fail("copying", RuntimeError("the copy thread ended early"))
-                lane.on_done()
+                lane.finished()
             with self._fd_lock:
                 os.close(self._wake_fd)
                 self._wake_fd = -1
 
-    def _begin(self, lane: Lane) -> Lane:
-        self._fds[lane] = []
-        for handle, side in ((lane.source, "source"), (lane.target, "target")):
-            fd = handle.fileno()
-            self._fds[lane].append(fd)
-            self._handles[fd] = (lane, handle, side)
-        return lane
+    def _begin(self, lane: Lane) -> None:
+        fds = self._fds[lane] = []
+        sides: tuple[tuple[End, Side], ...] = ((lane.source, "source"), (lane.target, "target"))
+        for end, side in sides:
+            fd = end.fileno()
+            if fd >= 0:
+                fds.append(fd)
+                self._ends[fd] = (lane, end, side)
 
     def _step(self, lane: Lane) -> None:
         try:
@@ -99,25 +106,44 @@ class Worker:
             self._finish(lane)
             return
         for fd in self._fds[lane]:
-            self._register(fd)
+            if fd in self._ends:
+                self._register(fd)
+        if lane.wake_at is not None:
+            self._timers[lane] = lane.wake_at
+        elif lane in self._timers:
+            del self._timers[lane]
+        if lane.wants_again:
+            self._again[lane] = None
 
     def _has_drained_too_long(self, lane: Lane) -> bool:
-        if not lane.disk.is_stopping:
+        if not lane.is_ending:
             return False
         since = self._draining_since.setdefault(lane, time.monotonic())
-        return time.monotonic() - since > DRAIN_S
+        if time.monotonic() - since <= DRAIN_S:
+            return False
+        # Whatever was on its way may still land, or not: what was not flushed is not relied on.
+        lane.disk.target_lost(lane.epoch)
+        return True
 
     def _finish(self, lane: Lane) -> None:
         for fd in self._fds.pop(lane):
-            if self._registered.pop(fd, None) is not None:
-                self._poll.unregister(fd)
-            del self._handles[fd]
-        self._draining_since.pop(lane, None)
+            self._forget(fd)
+        for known in (self._draining_since, self._timers, self._again):
+            known.pop(lane, None)
         self.load -= 1
-        lane.on_done()
+        lane.finished()
+
+    def _forget(self, fd: int) -> None:
+        if self._registered.pop(fd, None) is not None:
+            self._poll.unregister(fd)
+        self._ends.pop(fd, None)
 
     def _register(self, fd: int) -> None:
-        direction = self._handles[fd][1].direction()
+        lane, end, side = self._ends[fd]
+        direction = end.direction()
+        if not direction and end.is_lost:
+            self._lost(lane, side, fd, ConnectionLostError("the server closed the connection"))
+            return
         events = 0
         if direction & DIRECTION_READ:
             events |= select.POLLIN
@@ -128,29 +154,49 @@ class Worker:
         self._poll.register(fd, events)
         self._registered[fd] = events
 
-    def _wait(self) -> list[Lane]:
+    def _lost(self, lane: Lane, side: Side, fd: int, error: NbdError) -> None:
+        self._forget(fd)
+        lane.lose(side, error)
+        # It ends when its other connection is quiet, perhaps at once.
+        self._again[lane] = None
+
+    def _timeout_ms(self) -> int | None:
+        if self._again:
+            return 0
+        pauses = [_DRAIN_POLL_MS] if self._draining_since else []
+        if self._timers:
+            left = min(self._timers.values()) - time.monotonic()
+            pauses.append(max(0, math.ceil(left * 1000)))
+        return min(pauses) if pauses else None
+
+    def _wait(self) -> dict[Lane, None]:
         """Wait until something happens; return the lanes that must be looked at."""
-        timeout_ms = _DRAIN_POLL_MS if self._draining_since else None
-        touched: dict[Lane, None] = {}
-        for fd, events in self._poll.poll(timeout_ms):
+        ready = self._poll.poll(self._timeout_ms())
+        touched: dict[Lane, None] = self._again
+        self._again = {}
+        for fd, events in ready:
             if fd == self._wake_fd:
                 os.eventfd_read(fd)
                 touched.update(dict.fromkeys(self._fds))
-            elif (known := self._handles.get(fd)) is not None:
+            elif (known := self._ends.get(fd)) is not None:
                 touched[known[0]] = None
-                self._notify(*known, events)
-        return list(touched) or list(self._draining_since)
+                self._notify(*known, fd, events)
+        if self._timers:
+            now = time.monotonic()
+            touched.update({lane: None for lane, when in self._timers.items() if when <= now})
+        touched.update(dict.fromkeys(self._draining_since))
+        touched.update(self._again)
+        return touched
 
-    def _notify(self, lane: Lane, handle: Handle, side: str, events: int) -> None:
-        direction = handle.direction()
+    def _notify(self, lane: Lane, end: End, side: Side, fd: int, events: int) -> None:
+        direction = end.direction()
         try:
             if events & _READABLE and direction & DIRECTION_READ:
-                handle.notify_readable()
+                end.notify_readable()
             elif events & select.POLLOUT and direction & DIRECTION_WRITE:
-                handle.notify_writable()
+                end.notify_writable()
             elif events & _READABLE:
                 # The server has gone while we were only sending.
-                handle.notify_writable()
+                end.notify_writable()
         except NbdError as error:
-            lane.lost(side, error)
-            self._finish(lane)
+            self._lost(lane, side, fd, error)

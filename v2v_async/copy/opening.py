@@ -1,0 +1,143 @@
+"""Opens both sides of a disk, and more pairs of connections for more lanes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import anyio
+import anyio.to_thread
+
+from v2v_async.connection import open_connection
+from v2v_async.copy.endpoint import Endpoint
+from v2v_async.copy.ends import End
+from v2v_async.copy.file import FileEnd
+from v2v_async.copy.null import NullEnd, null_info
+from v2v_async.copy.open_file import open_source as open_source_file
+from v2v_async.copy.open_file import open_target as open_target_file
+from v2v_async.copy.worker import DRAIN_S
+from v2v_async.errors import CopyError
+from v2v_async.handle import BASE_ALLOCATION, ExportInfo, Handle
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """An open side. ``is_zero``: it was made just now and reads as zeroes."""
+
+    endpoint: Endpoint
+    end: End
+    info: ExportInfo
+    is_zero: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class Pair:
+    """Both sides of a lane; ``epoch`` is the disk's when the target was connected."""
+
+    source: Opened
+    target: Opened
+    epoch: int = 0
+
+    async def close(self, *, politely: bool = True) -> None:
+        """Close both; a server that hangs is not waited for long. May be repeated."""
+        await _close(self.source, politely)
+        await _close(self.target, politely)
+
+    async def close_source(self) -> None:
+        """Close only what was read from."""
+        await _close(self.source, politely=True)
+
+
+async def _close(side: Opened, politely: bool) -> None:
+    with anyio.CancelScope(shield=True), anyio.move_on_after(DRAIN_S):
+        await anyio.to_thread.run_sync(
+            partial(side.end.close, politely=politely), abandon_on_cancel=True
+        )
+
+
+async def open_source(endpoint: Endpoint, *, wants_extents: bool = True) -> Opened:
+    """Open what is read.
+
+    Raises:
+        ConnectError, SourceError: it can't be opened.
+    """
+    if endpoint.kind == "file":
+        what = endpoint.fd if endpoint.fd is not None else endpoint.address
+        end, info = open_source_file(what)
+        return Opened(endpoint, end, info)
+    return await _connect(endpoint, [BASE_ALLOCATION] if wants_extents else [])
+
+
+async def open_target(
+    endpoint: Endpoint, size: int, source: Opened, *, keep: bool = False, wants_extents: bool = True
+) -> Opened:
+    """Open what is written, for ``size`` bytes; ``keep``: a file's content is not thrown away.
+
+    Raises:
+        ConnectError, TargetError, SizeMismatchError: it can't be opened or is too small.
+    """
+    if endpoint.kind == "null":
+        return Opened(endpoint, NullEnd(), null_info(size))
+    if endpoint.kind == "file":
+        what = endpoint.fd if endpoint.fd is not None else endpoint.address
+        reads = source.end if isinstance(source.end, FileEnd) else None
+        end, info, is_zero = open_target_file(what, size, keep=keep, source=reads)
+        return Opened(endpoint, end, info, is_zero)
+    return await _connect(endpoint, [BASE_ALLOCATION] if wants_extents else [])
+
+
+async def another(opened: Opened, *, wants_extents: bool) -> Opened:
+    """Open one more connection to the same side.
+
+    Raises:
+        ConnectError: nobody is there any more.
+        CopyError: what is there now is something else.
+    """
+    if isinstance(opened.end, FileEnd):
+        return replace(opened, end=opened.end.another())
+    if opened.endpoint.kind == "null":
+        return replace(opened, end=NullEnd())
+    made = await _connect(opened.endpoint, [BASE_ALLOCATION] if wants_extents else [])
+    if made.info.size != opened.info.size:
+        made.end.close()
+        raise CopyError(
+            f"‘{opened.endpoint}’ had {opened.info.size} bytes and now has {made.info.size}: "
+            "it is not the same any more"
+        )
+    return replace(opened, end=made.end)
+
+
+def can_reconnect(endpoint: Endpoint) -> bool:
+    """Whether a lost connection can be made again: a server of our own has gone with it."""
+    return endpoint.kind == "nbd"
+
+
+def most_connections(source: Opened, target: Opened) -> int | None:
+    """Return how many pairs both sides allow; None: any number.
+
+    Without multi-conn a flush on one connection says nothing of what others wrote. A server of our
+    own takes one client.
+    """
+    for side in (source, target):
+        if side.endpoint.kind == "command" or not side.info.can_multi_conn:
+            return 1
+    return None
+
+
+async def _connect(endpoint: Endpoint, contexts: Sequence[str]) -> Opened:
+    if endpoint.kind == "nbd":
+        connection = await open_connection(endpoint.address, contexts=contexts)
+        return Opened(endpoint, connection.handle, connection.info)
+    handle = Handle(contexts)
+
+    def connect() -> ExportInfo:
+        handle.connect_command(endpoint.argv)
+        return handle.info()
+
+    try:
+        info = await anyio.to_thread.run_sync(connect, abandon_on_cancel=True)
+    except BaseException:
+        handle.close(politely=False)
+        raise
+    return Opened(endpoint, handle, info)

@@ -1,0 +1,147 @@
+"""What one disk's copy remembers with ``--checkpoint``, and how it takes it up again.
+
+::
+
+    flush ──> durable ranges ──note──> save (every few seconds) ──> disk-N.json
+    the same command again ──recall──> prove that both sides are the same ──> go on with the rest
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+
+import anyio.to_thread
+
+from v2v_async.copy.checkpoint import (
+    Checkpoint,
+    Read,
+    Record,
+    SaveError,
+    WrittenSamples,
+    file_identity,
+    identify,
+)
+from v2v_async.copy.endpoint import Endpoint
+from v2v_async.copy.job import CopyJob
+from v2v_async.copy.opening import Opened, Pair
+from v2v_async.copy.ranges import Ranges
+from v2v_async.errors import CopyError
+from v2v_async.events import Reporter
+from v2v_async.options import CopyOptions
+from v2v_async.units import format_size
+
+# A flush each time: more often would cost throughput on disks that write slowly, and a copy that
+# is killed repeats no more than this much.
+INTERVAL_S = 10.0
+
+
+class Memory:
+    """The checkpoint of one disk while it is copied."""
+
+    interval_s = INTERVAL_S
+
+    def __init__(self, checkpoint: Checkpoint, reporter: Reporter) -> None:
+        self._checkpoint = checkpoint
+        self._reporter = reporter
+        self._lock = threading.Lock()
+        self._record: Record | None = None
+        self._done = Ranges()
+        self._is_dirty = False
+        self._has_warned = False
+        self.written = WrittenSamples()
+
+    def recall(self) -> Record | None:
+        """Return the record of an earlier run, None where there is none.
+
+        Raises:
+            CopyError: there is one, and it can't be used.
+        """
+        self._record = self._checkpoint.load()
+        return self._record
+
+    async def begin(
+        self, job: CopyJob, pair: Pair, options: CopyOptions, *, is_known_zero: bool
+    ) -> tuple[list[tuple[int, int]], bool]:
+        """Return the ranges (offset, length) that are done, and whether the target was zero.
+
+        Raises:
+            CopyError: the record of an earlier run is not of this source and this target.
+        """
+        if job.target.kind == "null" or not pair.target.info.can_flush:
+            raise CopyError(
+                f"--checkpoint: the target ‘{job.target}’ can't flush, so that nothing could be "
+                "promised of it",
+                hint="copy without --checkpoint",
+            )
+        now = Record(
+            source=_name(job.source),
+            target=_name(job.target),
+            source_size=pair.source.info.size,
+            target_size=pair.target.info.size,
+            source_identity=file_identity(Path(job.source.address))
+            if job.source.kind == "file" and job.source.address
+            else "",
+            target_was_zero=is_known_zero,
+            options={"allocated": options.allocated, "target_is_zero": options.target_is_zero},
+        )
+        source, target = _reads(pair.source), _reads(pair.target)
+        then = self._record
+        if then is None:
+            now.source_samples = await anyio.to_thread.run_sync(
+                identify, source, pair.source.info.size
+            )
+            self._record = now
+            return [], is_known_zero
+        await anyio.to_thread.run_sync(self._checkpoint.prove, then, now, source, target)
+        self._done = then.done.copy()
+        self.written = WrittenSamples(then.target_samples)
+        self._reporter.message(
+            f"going on where an earlier run was stopped: {format_size(self._done.total)} of "
+            f"{format_size(then.source_size)} have been copied and flushed"
+        )
+        return list(self._done), then.target_was_zero
+
+    def note(self, ranges: list[tuple[int, int]]) -> None:
+        """Note ranges (offset, length) that have been flushed. Any thread may call it."""
+        with self._lock:
+            for offset, length in ranges:
+                self._done.add(offset, length)
+            self._is_dirty = True
+
+    async def save(self, *, is_complete: bool = False) -> None:
+        """Save what is new. Where that fails the copy goes on, with a warning."""
+        if self._record is None or not (self._is_dirty or is_complete):
+            return
+        with self._lock:
+            self._is_dirty = False
+            done = self._done.copy()
+        record = self._record
+        record.done = done
+        record.target_samples = self.written.inside(done)
+        record.is_complete = is_complete
+        try:
+            await anyio.to_thread.run_sync(self._checkpoint.save, record)
+        except SaveError as error:
+            if not self._has_warned:
+                self._has_warned = True
+                self._reporter.warning(f"{error.message}; {error.hint}")
+
+
+def _name(endpoint: Endpoint) -> str:
+    if endpoint.kind == "file" and endpoint.address:
+        return os.path.abspath(endpoint.address)
+    return str(endpoint)
+
+
+def _reads(side: Opened) -> Read:
+    """Return what reads any range, though the server may only take whole blocks."""
+    block, size = side.info.minimum_block, side.info.size
+
+    def read(offset: int, length: int) -> bytes:
+        start = offset // block * block
+        end = min(-(-(offset + length) // block) * block, size)
+        return side.end.read_now(end - start, start)[offset - start :][:length]
+
+    return read

@@ -1,0 +1,243 @@
+"""The lane that copies: reads from the source, writes to the target.
+
+::
+
+    slot:  free ──(read)──> reading ──(split zeroes)──> writing ──> free
+               └─(zero)───────────────────────────────> zeroing ──> free
+
+Zeroes are made by the server (WRITE_ZEROES, never TRIM, which promises nothing) where it can;
+those found in data only where that is fast, since their bytes are at hand.
+"""
+
+from __future__ import annotations
+
+import errno
+import time
+
+from v2v_async.copy.lane import Ahead, Lane, Slot
+from v2v_async.copy.plan import Plan, arrange, split_zeroes
+from v2v_async.errors import NbdError
+from v2v_async.extent import align_data, from_reply
+from v2v_async.units import MIB
+
+# What a server answers that has no fast way, or no way, to make zeroes.
+_CANNOT = frozenset({errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL, errno.EOVERFLOW})
+_ZEROES = memoryview(bytes(MIB))
+
+
+class TransferLane(Lane):
+    """Copies chunks of ``disk`` from ``source`` to ``target``."""
+
+    def _plan_of(self, ahead: Ahead, told: int) -> Plan:
+        disk, chunk = self.disk, ahead.chunk
+        geometry = disk.geometry
+        extents = align_data(
+            from_reply(chunk.offset, told, ahead.source), geometry.block, geometry.size
+        )
+        zeroes = []
+        if ahead.target is not None:
+            known = from_reply(chunk.offset, told, ahead.target)
+            zeroes = [
+                (extent.offset, extent.end)
+                for extent in align_data(known, geometry.block, geometry.size)
+                if extent.is_zero
+            ]
+        parts = arrange(extents, zeroes, all_zero=disk.is_known_zero)
+        if not chunk.is_there:
+            chunk.data = sum(end - offset for offset, end, kind in parts if kind == "data")
+        return Plan(parts)
+
+    def _begin(self, slot: Slot) -> None:
+        if slot.kind == "data":
+            self._read(slot)
+        else:
+            self._zero(slot)
+
+    def _again(self, slot: Slot) -> None:
+        if slot.state == "reading":
+            self._read(slot)
+        elif slot.state == "writing":
+            self._write(slot)
+        else:
+            self._zero(slot)
+
+    def _answered(self, slot: Slot) -> None:
+        if slot.state == "reading":
+            self._was_read(slot)
+        elif slot.state == "writing":
+            self._was_written(slot)
+        else:
+            self._was_zeroed(slot)
+
+    # Data.
+
+    def _read(self, slot: Slot) -> None:
+        slot.state = "reading"
+        slot.pending = 1
+        slot.sent = time.monotonic()
+        view = slot.views[0]
+        if slot.length != slot.size:
+            view = view[: slot.length]
+        try:
+            self.source.read(view, slot.offset, slot.on_answer)
+        except NbdError:
+            slot.pending = 0
+            raise
+
+    def _was_read(self, slot: Slot) -> None:
+        if slot.code:
+            self._failed(slot, "reading", "source")
+            return
+        tuner = self.shared.tuner
+        if not tuner.is_settled:
+            self.shared.note(slot)
+        if self.is_ending:
+            return
+        slot.attempts = 0
+        if slot.chunk.is_there:
+            self._hash(slot)
+            self._release(slot)
+            return
+        self._split(slot)
+        self._write(slot)
+
+    def _split(self, slot: Slot) -> None:
+        """Pad what was read to whole blocks of the target, and find the zeroes in it.
+
+        They are looked for first in a single word of each block.
+        """
+        length = self._padded(slot.length)
+        if length != slot.length:
+            slot.views[0][slot.length : length] = bytes(length - slot.length)
+        block = self.disk.geometry.sparse
+        if not block or slot.words is None:
+            slot.pieces = [(0, length, False)]
+            return
+        # Rounded up: what lies behind the end is old data, which can only make it look closer.
+        firsts = slot.words[: -(-length // 8) : block // 8].tolist()
+        if all(firsts):
+            slot.pieces = [(0, length, False)]
+            return
+        test = slot.is_zero
+        zeroes = (
+            not first and test(at * block, min(block, length - at * block))
+            for at, first in enumerate(firsts)
+        )
+        slot.pieces = split_zeroes(zeroes, block, length)
+
+    def _write(self, slot: Slot) -> None:
+        slot.state = "writing"
+        disk, target, view = self.disk, self.target, slot.views[0]
+        pieces = slot.pieces
+        slot.has_asked_zeroes = False
+        if len(pieces) > 1 or pieces[0][2]:
+            if disk.is_known_zero:
+                pieces = [piece for piece in pieces if not piece[2]]
+            elif disk.makes_small_zeroes:
+                slot.has_asked_zeroes = True
+            else:
+                pieces = [(0, pieces[-1][0] + pieces[-1][1], False)]
+        if not pieces:
+            self._was_written(slot)
+            return
+        slot.pending = len(pieces)
+        sent = 0
+        try:
+            for start, length, is_zero in pieces:
+                if is_zero:
+                    target.zero(
+                        length,
+                        slot.offset + start,
+                        slot.on_answer,
+                        allocate=disk.allocated,
+                        only_fast=disk.can_fast_zero,
+                    )
+                elif length == slot.size:
+                    target.write(view, slot.offset, slot.on_answer)
+                else:
+                    target.write(view[start : start + length], slot.offset + start, slot.on_answer)
+                sent += 1
+        except NbdError:
+            # What was sent is still answered; the slot is then found failed.
+            slot.pending -= len(pieces) - sent
+            slot.code = slot.code or errno.ENOTCONN
+            raise
+
+    def _was_written(self, slot: Slot) -> None:
+        if slot.code:
+            if slot.code in _CANNOT and slot.has_asked_zeroes:
+                # Perhaps only its zeroes were refused: from now on they are written.
+                self.disk.makes_small_zeroes = False
+                self._send_again(slot)
+                return
+            self._failed(slot, "writing", "target")
+            return
+        # Only now: where a source changes between two reads, the digest is that of the target.
+        self._hash(slot)
+        chunk, written = slot.chunk, self.disk.written
+        for start, length, is_zero in slot.pieces:
+            counted = self._counted(slot.offset + start, length)
+            if not is_zero:
+                chunk.copied += counted
+                if written is not None:
+                    written.offer(slot.offset + start, slot.views[0][start : start + counted])
+                continue
+            chunk.data -= counted
+            if self.disk.is_known_zero:
+                chunk.skipped += counted
+            else:
+                chunk.zero += counted
+        self._release(slot)
+
+    def _hash(self, slot: Slot) -> None:
+        if self.disk.digest is not None:
+            self.disk.digest.add(slot.offset, slot.views[0][: slot.length])
+
+    # Zeroes.
+
+    def _zero(self, slot: Slot) -> None:
+        slot.state = "zeroing"
+        disk, target = self.disk, self.target
+        length = self._padded(slot.length)
+        slot.has_asked_zeroes = disk.can_zero
+        if disk.can_zero:
+            slot.pending = 1
+            try:
+                target.zero(length, slot.offset, slot.on_answer, allocate=disk.allocated)
+            except NbdError:
+                slot.pending = 0
+                raise
+            return
+        # The server can't: they are written.
+        step = min(len(_ZEROES), disk.geometry.request_size)
+        offsets = range(slot.offset, slot.offset + length, step)
+        slot.pending = len(offsets)
+        sent = 0
+        try:
+            for offset in offsets:
+                left = min(step, slot.offset + length - offset)
+                target.write(_ZEROES[:left], offset, slot.on_answer)
+                sent += 1
+        except NbdError:
+            slot.pending -= len(offsets) - sent
+            slot.code = slot.code or errno.ENOTCONN
+            raise
+
+    def _was_zeroed(self, slot: Slot) -> None:
+        if slot.code:
+            if slot.code in _CANNOT and slot.has_asked_zeroes:
+                self.disk.can_zero = False
+                self._send_again(slot)
+                return
+            self._failed(slot, "zeroing", "target")
+            return
+        counted = self._counted(slot.offset, slot.length)
+        slot.chunk.zero += counted
+        if self.disk.digest is not None:
+            self.disk.digest.add_zeroes(slot.offset, counted)
+        self._release(slot)
+
+    def _send_again(self, slot: Slot) -> None:
+        slot.code = 0
+        if not self.is_ending:
+            self._again(slot)
