@@ -92,9 +92,6 @@ class FakeHandle:
         self._check_connection()
         self.waiting.append(Waiting(act, done))
 
-    def read_now(self, length: int, offset: int) -> bytes:
-        return bytes(self.content[offset : offset + length])
-
     def flush_now(self) -> None:
         self._check_connection()
         if self.flush_to is not None:

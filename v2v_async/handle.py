@@ -230,37 +230,6 @@ class Handle:
         except nbd.Error as error:
             raise _refused("write", offset, len(view), error) from error
 
-    def zero_now(self, length: int, offset: int, *, allocate: bool = False) -> None:
-        """Write zeroes and wait.
-
-        Raises:
-            RequestError: the server refused it, or can't.
-        """
-        try:
-            self._nbd.zero(length, offset, _zero_flags(allocate, only_fast=False))
-        except nbd.Error as error:
-            raise _refused("zero", offset, length, error) from error
-
-    def extents_now(self, length: int, offset: int) -> Entries:
-        """Ask for the ``base:allocation`` extents of a range and wait.
-
-        Raises:
-            RequestError: the server can't tell.
-        """
-        found: Entries = []
-
-        def extent(context: str, _offset: int, entries: list[Any], error: Any) -> int:
-            if context == BASE_ALLOCATION and error.value == 0:
-                found[:] = _pairs(entries)
-            return 0
-
-        call = getattr(self._nbd, "block_status_64", self._nbd.block_status)
-        try:
-            call(length, offset, extent)
-        except nbd.Error as error:
-            raise _refused("block status", offset, length, error) from error
-        return found
-
     def flush_now(self) -> None:
         """Flush and wait.
 

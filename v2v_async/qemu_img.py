@@ -1,17 +1,30 @@
-"""qemu-img: make an image, and say what one is."""
+"""qemu-img: make an image, say what one is, and copy one to another."""
 
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import parse_qs, unquote, urlsplit
 
 from v2v_async import process
-from v2v_async.errors import V2VError
+from v2v_async.errors import DependencyError, UsageError, V2VError
+from v2v_async.needs import Version, parse_version
+from v2v_async.options import CopyOptions
+
+HINT = "install it: apt-get install qemu-utils, or dnf install qemu-img"
+SECTOR = 512
+"""qemu counts disks in these: of one that is no multiple, it takes the last to be whole."""
 
 _INFO_TIMEOUT_S = 60.0
+_NBD_PORT = 10809
+# The releases that brought them; qemu-img(1) of each.
+_SINCE = {"--target-is-zero": (5, 0), "-r": (6, 0)}
+_PROGRESS = re.compile(r"\((\d{1,3})\.(\d\d)/100%\)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +113,117 @@ async def create_qcow2(
     if backing is not None:
         argv += ["-b", backing[0], "-F", backing[1]]
     await _run([*argv, "--", _literal(path), str(size)], path, timeout_s=None)
+
+
+async def version() -> tuple[str, Version]:
+    """Return the program's path and version.
+
+    Raises:
+        DependencyError: there is none, or it does not answer.
+    """
+    path = shutil.which("qemu-img")
+    if path is None:
+        raise DependencyError("qemu-img is not installed or not in the PATH", hint=HINT)
+    try:
+        completed = await process.run([path, "--version"], timeout_s=_INFO_TIMEOUT_S)
+    except TimeoutError:
+        raise DependencyError(f"‘{path} --version’ does not answer", hint=HINT) from None
+    if completed.status != 0:
+        raise DependencyError(f"‘{path} --version’ failed: {completed.stderr.strip()}", hint=HINT)
+    return path, parse_version(completed.stdout)
+
+
+def convert_command(
+    program: str,
+    found: Version,
+    options: CopyOptions,
+    source: str,
+    target: str,
+    *,
+    is_known_zero: bool,
+) -> list[str]:
+    """Return the command line that copies raw ``source`` over raw ``target``, which exists.
+
+    Both are image options, as :func:`nbd_image` and :func:`file_image` make them.
+    ``is_known_zero``: we know that the target reads as zeroes; a program that can't use that copies
+    all the same.
+
+    Raises:
+        UsageError: this version has not an option that was asked for.
+    """
+    words = ["-n", "-p", "--image-opts", "--target-image-opts"]
+    # Its default for convert, ‘unsafe’, leaves the flush out.
+    words += ["-t", "writeback" if options.flush else "unsafe"]
+    if options.synchronous:
+        words += ["-m", "1"]
+    else:
+        words += ["-W", *(["-m", str(options.requests)] if options.requests else [])]
+    if options.allocated:
+        words += ["-S", "0"]
+    elif options.sparse is not None:
+        words += ["-S", str(options.sparse)]
+    if options.bandwidth is not None:
+        words += ["-r", str(options.bandwidth)]
+    if options.target_is_zero:
+        words.append("--target-is-zero")
+    for word in words:
+        if found < _SINCE.get(word, ()):
+            raise UsageError(
+                f"qemu-img {'.'.join(map(str, found))} (‘{program}’) has no {word} for convert",
+                hint="leave the option out, install a newer qemu-img, or use --copier native",
+            )
+    is_useful = is_known_zero and not options.allocated and not options.target_is_zero
+    if is_useful and found >= _SINCE["--target-is-zero"]:
+        words.append("--target-is-zero")
+    return [program, "convert", *words, source, target]
+
+
+def nbd_image(address: str, *, size: int | None = None) -> str:
+    """Return the image options for the raw content of an NBD export (a socket path or a URI).
+
+    ``size`` is how many bytes of it there are to qemu, a multiple of 512 (default: all).
+
+    Raises:
+        UsageError: qemu can't reach it this way.
+    """
+    if address.startswith("/"):
+        return _raw(size, driver="nbd", **{"server.type": "unix", "server.path": address})
+    try:
+        parts = urlsplit(address)
+        host, port = parts.hostname or "localhost", parts.port or _NBD_PORT
+        # A plus is a plus in an NBD URI, as elsewhere outside web forms.
+        asked = parse_qs(parts.query.replace("+", "%2B"), keep_blank_values=True)
+    except ValueError as error:
+        raise UsageError(f"‘{address}’ is not an NBD URI: {error}") from None
+    if parts.scheme == "nbd+unix" and set(asked) == {"socket"}:
+        server = {"server.type": "unix", "server.path": asked["socket"][0]}
+    elif parts.scheme == "nbd" and not asked:
+        server = {"server.type": "inet", "server.host": unquote(host), "server.port": str(port)}
+    else:
+        raise UsageError(
+            f"qemu-img can't copy from or to ‘{address}’",
+            hint="it takes nbd://HOST:PORT/NAME and nbd+unix:///NAME?socket=PATH, without TLS; "
+            "use --copier native or nbdcopy for others",
+        )
+    return _raw(size, driver="nbd", **server, export=unquote(parts.path.removeprefix("/")))
+
+
+def file_image(path: Path, *, size: int | None = None) -> str:
+    """Return the image options for the raw content of a file or block device (see above)."""
+    driver = "host_device" if path.is_block_device() else "file"
+    return _raw(size, driver=driver, filename=str(path.absolute()))
+
+
+def _raw(size: int | None, **behind: str) -> str:
+    # In qemu's option syntax a comma in a value is doubled.
+    words = [f"file.{name}={value.replace(',', ',,')}" for name, value in behind.items()]
+    return ",".join(["driver=raw", *([] if size is None else [f"size={size}"]), *words])
+
+
+def progress(line: str) -> int | None:
+    """Return how far it is, in hundredths of a per cent; None where ``line`` is something else."""
+    match = _PROGRESS.fullmatch(line.strip())
+    return None if match is None else int(match[1]) * 100 + int(match[2])
 
 
 async def _run(argv: list[str], path: str | Path, *, timeout_s: float | None) -> process.Completed:

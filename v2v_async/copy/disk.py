@@ -25,8 +25,8 @@ from v2v_async.errors import CopyError, NbdError, RequestError
 from v2v_async.events import Bytes
 
 if TYPE_CHECKING:
-    from v2v_async.copy.checkpoint import WrittenSamples
     from v2v_async.copy.digest import DiskDigest
+    from v2v_async.copy.samples import WrittenSamples
 
 
 @dataclass(slots=True, eq=False)

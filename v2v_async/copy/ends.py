@@ -59,9 +59,6 @@ class End(Protocol):
     def flush(self, done: Completion) -> None:
         """Put all finished writes on stable storage."""
 
-    def read_now(self, length: int, offset: int) -> bytes:
-        """Read and wait. Raises RequestError where it fails."""
-
     def flush_now(self) -> None:
         """Flush and wait. Raises RequestError where it fails."""
 

@@ -88,8 +88,8 @@ async def copy_disks(
                 folder = stack.enter_context(CheckpointFolder(options.checkpoint))
             drivers: list[Driver] = []
             for job in jobs:
-                driver = _driver(job, common, reporter.for_disk(job.index), folder)
                 try:
+                    driver = _driver(job, common, reporter.for_disk(job.index), folder)
                     await driver.open(stack)
                 except V2VError as error:
                     error.locate(disk=job.index)
@@ -97,7 +97,7 @@ async def copy_disks(
                 drivers.append(driver)
             await _Schedule(drivers, common, reporter, failures).run()
             if folder is not None and not failures:
-                await anyio.to_thread.run_sync(folder.finish)
+                await _forget(folder, reporter)
     except BaseExceptionGroup as group:
         raise most_telling(group) from None
     if len(failures) == 1:
@@ -112,12 +112,29 @@ async def copy_disks(
 def _driver(
     job: CopyJob, common: Common, reporter: Reporter, folder: CheckpointFolder | None
 ) -> Driver:
+    # The others are imported only where they are needed: most copies need none of them.
+    if common.options.copier != "native":
+        from v2v_async.copy.external_driver import ExternalDriver
+
+        return ExternalDriver(job, common.options, common.at_once, reporter)
+    if "stream" in (job.source.kind, job.target.kind):
+        from v2v_async.copy.stream_driver import StreamDriver
+
+        return StreamDriver(job, common.options, reporter)
     memory = None
     if folder is not None:
         from v2v_async.copy.remembering import Memory
 
         memory = Memory(folder.disk(job.index), reporter)
     return DiskDriver(job, common, reporter, memory)
+
+
+async def _forget(folder: CheckpointFolder, reporter: Reporter) -> None:
+    """Remove the checkpoints of a run in which all disks were copied."""
+    try:
+        await anyio.to_thread.run_sync(folder.finish)
+    except V2VError as error:
+        reporter.warning(f"{error.message}; {error.hint}")
 
 
 class _Schedule:

@@ -64,10 +64,6 @@ class NullEnd:
         """Do nothing."""
         done(c_int(0))
 
-    def read_now(self, length: int, offset: int) -> bytes:
-        """Return zeroes."""
-        return bytes(length)
-
     def flush_now(self) -> None:
         """Do nothing."""
 

@@ -41,15 +41,16 @@ class Pair:
 
     async def close(self, *, politely: bool = True) -> None:
         """Close both; a server that hangs is not waited for long. May be repeated."""
-        await _close(self.source, politely)
-        await _close(self.target, politely)
+        await close_side(self.source, politely=politely)
+        await close_side(self.target, politely=politely)
 
     async def close_source(self) -> None:
         """Close only what was read from."""
-        await _close(self.source, politely=True)
+        await close_side(self.source)
 
 
-async def _close(side: Opened, politely: bool) -> None:
+async def close_side(side: Opened, *, politely: bool = True) -> None:
+    """Close one side; a server that hangs is not waited for long. May be repeated."""
     with anyio.CancelScope(shield=True), anyio.move_on_after(DRAIN_S):
         await anyio.to_thread.run_sync(
             partial(side.end.close, politely=politely), abandon_on_cancel=True
@@ -66,7 +67,7 @@ async def open_source(endpoint: Endpoint, *, wants_extents: bool = True) -> Open
         what = endpoint.fd if endpoint.fd is not None else endpoint.address
         end, info = open_source_file(what)
         return Opened(endpoint, end, info)
-    return await _connect(endpoint, [BASE_ALLOCATION] if wants_extents else [])
+    return await connect(endpoint, [BASE_ALLOCATION] if wants_extents else [])
 
 
 async def open_target(
@@ -84,7 +85,7 @@ async def open_target(
         reads = source.end if isinstance(source.end, FileEnd) else None
         end, info, is_zero = open_target_file(what, size, keep=keep, source=reads)
         return Opened(endpoint, end, info, is_zero)
-    return await _connect(endpoint, [BASE_ALLOCATION] if wants_extents else [])
+    return await connect(endpoint, [BASE_ALLOCATION] if wants_extents else [])
 
 
 async def another(opened: Opened, *, wants_extents: bool) -> Opened:
@@ -98,7 +99,7 @@ async def another(opened: Opened, *, wants_extents: bool) -> Opened:
         return replace(opened, end=opened.end.another())
     if opened.endpoint.kind == "null":
         return replace(opened, end=NullEnd())
-    made = await _connect(opened.endpoint, [BASE_ALLOCATION] if wants_extents else [])
+    made = await connect(opened.endpoint, [BASE_ALLOCATION] if wants_extents else [])
     if made.info.size != opened.info.size:
         made.end.close()
         raise CopyError(
@@ -125,7 +126,12 @@ def most_connections(source: Opened, target: Opened) -> int | None:
     return None
 
 
-async def _connect(endpoint: Endpoint, contexts: Sequence[str]) -> Opened:
+async def connect(endpoint: Endpoint, contexts: Sequence[str]) -> Opened:
+    """Connect to an NBD server, or start one.
+
+    Raises:
+        ConnectError: nobody is there, or negotiation failed.
+    """
     if endpoint.kind == "nbd":
         connection = await open_connection(endpoint.address, contexts=contexts)
         return Opened(endpoint, connection.handle, connection.info)

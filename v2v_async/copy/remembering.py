@@ -10,23 +10,19 @@ from __future__ import annotations
 
 import os
 import threading
+from dataclasses import replace
 from pathlib import Path
 
+import anyio
 import anyio.to_thread
 
-from v2v_async.copy.checkpoint import (
-    Checkpoint,
-    Read,
-    Record,
-    SaveError,
-    WrittenSamples,
-    file_identity,
-    identify,
-)
+from v2v_async.copy.checkpoint import Checkpoint, Record, SaveError
 from v2v_async.copy.endpoint import Endpoint
+from v2v_async.copy.fetch import fetch
 from v2v_async.copy.job import CopyJob
 from v2v_async.copy.opening import Opened, Pair
 from v2v_async.copy.ranges import Ranges
+from v2v_async.copy.samples import BLOCK, WrittenSamples, file_identity, identify, sample_offsets
 from v2v_async.errors import CopyError
 from v2v_async.events import Reporter
 from v2v_async.options import CopyOptions
@@ -46,6 +42,7 @@ class Memory:
         self._checkpoint = checkpoint
         self._reporter = reporter
         self._lock = threading.Lock()
+        self._saving = anyio.Lock()
         self._record: Record | None = None
         self._done = Ranges()
         self._is_dirty = False
@@ -86,15 +83,12 @@ class Memory:
             target_was_zero=is_known_zero,
             options={"allocated": options.allocated, "target_is_zero": options.target_is_zero},
         )
-        source, target = _reads(pair.source), _reads(pair.target)
         then = self._record
         if then is None:
-            now.source_samples = await anyio.to_thread.run_sync(
-                identify, source, pair.source.info.size
-            )
+            await anyio.to_thread.run_sync(_identify, now, pair.source)
             self._record = now
             return [], is_known_zero
-        await anyio.to_thread.run_sync(self._checkpoint.prove, then, now, source, target)
+        await anyio.to_thread.run_sync(self._prove, then, now, pair)
         self._done = then.done.copy()
         self.written = WrittenSamples(then.target_samples)
         self._reporter.message(
@@ -102,6 +96,14 @@ class Memory:
             f"{format_size(then.source_size)} have been copied and flushed"
         )
         return list(self._done), then.target_was_zero
+
+    def _prove(self, then: Record, now: Record, pair: Pair) -> None:
+        source, target = pair.source, pair.target
+        if (then.source_size, then.target_size) != (now.source_size, now.target_size):
+            self._checkpoint.prove(then, now, _nothing, _nothing)  # refuses them for that
+        known = fetch(source.end, source.info, then.source_places())
+        found = fetch(target.end, target.info, then.target_places())
+        self._checkpoint.prove(then, now, lambda *place: known[place], lambda *place: found[place])
 
     def note(self, ranges: list[tuple[int, int]]) -> None:
         """Note ranges (offset, length) that have been flushed. Any thread may call it."""
@@ -114,19 +116,23 @@ class Memory:
         """Save what is new. Where that fails the copy goes on, with a warning."""
         if self._record is None or not (self._is_dirty or is_complete):
             return
-        with self._lock:
-            self._is_dirty = False
-            done = self._done.copy()
-        record = self._record
-        record.done = done
-        record.target_samples = self.written.inside(done)
-        record.is_complete = is_complete
-        try:
-            await anyio.to_thread.run_sync(self._checkpoint.save, record)
-        except SaveError as error:
-            if not self._has_warned:
-                self._has_warned = True
-                self._reporter.warning(f"{error.message}; {error.hint}")
+        async with self._saving:
+            with self._lock:
+                self._is_dirty = False
+                done = self._done.copy()
+            record = replace(
+                self._record,
+                done=done,
+                target_samples=self.written.inside(done),
+                is_complete=is_complete,
+            )
+            try:
+                await anyio.to_thread.run_sync(self._checkpoint.save, record)
+            except SaveError as error:
+                self._is_dirty = True
+                if not self._has_warned:
+                    self._has_warned = True
+                    self._reporter.warning(f"{error.message}; {error.hint}")
 
 
 def _name(endpoint: Endpoint) -> str:
@@ -135,13 +141,12 @@ def _name(endpoint: Endpoint) -> str:
     return str(endpoint)
 
 
-def _reads(side: Opened) -> Read:
-    """Return what reads any range, though the server may only take whole blocks."""
-    block, size = side.info.minimum_block, side.info.size
+def _identify(record: Record, source: Opened) -> None:
+    size = source.info.size
+    places = [(offset, min(BLOCK, size - offset)) for offset in sample_offsets(size)]
+    known = fetch(source.end, source.info, places)
+    record.source_samples = identify(lambda *place: known[place], size)
 
-    def read(offset: int, length: int) -> bytes:
-        start = offset // block * block
-        end = min(-(-(offset + length) // block) * block, size)
-        return side.end.read_now(end - start, start)[offset - start :][:length]
 
-    return read
+def _nothing(offset: int, length: int) -> bytes:
+    raise AssertionError("nothing is read of a disk that has another size")
