@@ -207,3 +207,21 @@ def test_every_event_is_one_line_of_json(events: list[Event]) -> None:
         line = _line(each)
         assert line.count(b"\n") == 1
         assert Event.from_json(line.decode()).type == each.type
+
+
+def test_a_disk_that_is_compared_begins_again_and_is_not_done() -> None:
+    state = RunState()
+    state.apply(disk("started", 0.0, total=100, data=100))
+    state.apply(disk("progress", 1.0, total=100, data=100, copied=100))
+    one = state.disks["g", 1]
+    assert one.work(1.0).label == ""
+    for time, compared in ((2.0, 0), (3.0, 25)):
+        details = {"compared": compared, "total": 100}
+        state.apply(event("verifying", time, guest="g", disk=1, details=details))
+    work = one.work(3.0)
+    assert (work.label, work.fraction, work.done, work.total) == ("verifying", 0.25, 25, 100)
+    assert work.rate == 25
+    assert state.fraction < 1
+    state.apply(disk("finished", 5.0, total=100, data=100, copied=100))
+    assert one.work(5.0).label == ""
+    assert one.fraction == 1

@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Self
 
 from v2v_async.events import Event
-from v2v_async.render.state import Disk, RunState
+from v2v_async.render.state import RunState, Work
 from v2v_async.render.text import STARTS, clean_lines, lasted, moved, place
 from v2v_async.units import format_duration, format_size
 
@@ -51,7 +51,7 @@ class Plain:
         self._colours = colours
         self._show_progress = show_progress
         self._state = RunState()
-        self._shown: dict[tuple[str, int], tuple[float, float]] = {}
+        self._shown: dict[tuple[str, int], tuple[float, float, str]] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -71,7 +71,7 @@ class Plain:
             return
         if self._quiet:
             return
-        if event.type == "progress":
+        if event.type in ("progress", "verifying"):
             self._progress(event)
             return
         text = self._text(event)
@@ -123,15 +123,18 @@ class Plain:
         disk = self._state.disks.get(key)
         if disk is None:
             return
-        time, fraction = self._shown.setdefault(key, (disk.started, 0.0))
+        work = disk.work(event.time)
+        time, fraction, label = self._shown.setdefault(key, (disk.started, 0.0, ""))
+        if work.label != label:
+            fraction = 0.0
         since = event.time - time
-        risen = disk.fraction - fraction >= _STEP and since >= _SHORTEST_S
+        risen = work.fraction - fraction >= _STEP and since >= _SHORTEST_S
         if risen or since >= _LONGEST_S:
-            self._shown[key] = (event.time, disk.fraction)
+            self._shown[key] = (event.time, work.fraction, work.label)
             where = f"disk {event.disk}"
             if len(self._state.guests) > 1 and event.guest is not None:
                 where = f"{event.guest}, {where}"
-            self._lines(event, f"{where}: {describe_progress(disk, event.time)}")
+            self._lines(event, f"{where}: {describe_progress(work)}")
 
     def _lines(self, event: Event, text: str) -> None:
         first, *rest = clean_lines(text)
@@ -154,14 +157,13 @@ class Plain:
         return f"\x1b[{code}m{text}\x1b[0m" if self._colours and code else text
 
 
-def describe_progress(disk: Disk, now: float) -> str:
+def describe_progress(work: Work) -> str:
     """Return ``40%  720 MiB of 1.8 GiB, 250 MiB/s, 0:04 left``."""
-    text = f"{int(disk.fraction * 100):3}%  {format_size(disk.has_moved)}"
-    if disk.to_move:
-        text += f" of {format_size(disk.to_move)}"
-    rate = disk.rate.at(now)
-    if rate is not None:
-        text += f", {format_size(rate)}/s"
-        if rate > 0 and disk.to_move:
-            text += f", {format_duration((disk.to_move - disk.has_moved) / rate)} left"
-    return text
+    text = f"{int(work.fraction * 100):3}%  {format_size(work.done)}"
+    if work.total:
+        text += f" of {format_size(work.total)}"
+    if work.rate is not None:
+        text += f", {format_size(work.rate)}/s"
+        if work.rate > 0 and work.total:
+            text += f", {format_duration((work.total - work.done) / work.rate)} left"
+    return f"{work.label} {text.strip()}" if work.label else text

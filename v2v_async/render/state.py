@@ -61,9 +61,20 @@ class Task:
         self.ended, self.outcome = event.time, _OUTCOMES[event.type]
 
 
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What a disk is at: bytes done of those to do, and how fast. ``label``: if not copying."""
+
+    label: str
+    fraction: float
+    done: int
+    total: int
+    rate: float | None
+
+
 @dataclass(slots=True)
 class Disk:
-    """One disk being copied."""
+    """One disk being copied, and then perhaps compared."""
 
     guest: str
     index: int
@@ -72,6 +83,15 @@ class Disk:
     ended: float | None = None
     outcome: Outcome | None = None
     rate: Rate = field(default_factory=Rate)
+    compared: tuple[int, int] | None = None
+
+    def work(self, now: float) -> Work:
+        """Return what it is at."""
+        if self.compared is not None and self.outcome is None:
+            done, total = self.compared
+            fraction = done / total if total else 0.0
+            return Work("verifying", fraction, done, total, self.rate.at(now))
+        return Work("", self.fraction, self.has_moved, self.to_move, self.rate.at(now))
 
     @property
     def to_move(self) -> int:
@@ -96,7 +116,13 @@ class Disk:
         """Take in an event about this disk."""
         if event.bytes is not None:
             self.bytes = event.bytes
-            self.rate.add(event.time, self.has_moved)
+            if self.compared is None:
+                self.rate.add(event.time, self.has_moved)
+        if event.type == "verifying" and event.details is not None:
+            if self.compared is None:
+                self.rate = Rate()
+            self.compared = event.details.get("compared", 0), event.details.get("total", 0)
+            self.rate.add(event.time, self.compared[0])
         if event.type in _OUTCOMES:
             self.ended, self.outcome = event.time, _OUTCOMES[event.type]
 

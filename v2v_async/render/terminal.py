@@ -194,14 +194,9 @@ def _guest_row(guest: Guest, now: float) -> list[RenderableType]:
 
 
 def _disk_row(disk: Disk, now: float) -> list[RenderableType]:
-    cells = _bar(
-        disk.fraction,
-        disk.has_moved,
-        disk.to_move,
-        disk.rate.at(now),
-        is_over=disk.ended is not None,
-    )
-    return [Text(f"  disk {disk.index}"), *cells]
+    work = disk.work(now)
+    cells = _bar(work.fraction, work.done, work.total, work.rate, is_over=disk.ended is not None)
+    return [Text(f"  disk {disk.index} {work.label}".rstrip()), *cells]
 
 
 def _bar(
