@@ -16,14 +16,13 @@ Source: the NBD protocol's ``base:allocation`` context and ``NBD_REPLY_TYPE_BLOC
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 STATE_HOLE = 1
 STATE_ZERO = 2
 
 
-@dataclass(frozen=True, slots=True)
-class Extent:
+class Extent(NamedTuple):
     """``length`` bytes from ``offset``; ``is_zero``: they read as zeroes."""
 
     offset: int
@@ -75,6 +74,9 @@ def align_data(extents: Iterable[Extent], block_size: int, disk_size: int) -> It
     ``extents`` tile a range that begins on a block; only the end of the disk may lie off one.
     Yields extents that tile the same range, with inner boundaries on blocks.
     """
+    if block_size == 1:
+        yield from extents
+        return
     position: int | None = None
     end = 0
     for extent in extents:

@@ -249,7 +249,7 @@ class Handle:
 
     def direction(self) -> int:
         """Return what to poll for now; changes with each submission and each notification."""
-        return int(self._nbd.aio_get_direction())
+        return self._nbd.aio_get_direction()  # type: ignore[no-any-return]
 
     def notify_readable(self) -> None:
         """Take what has arrived; completions run here. See :attr:`is_lost` where nothing is polled.

@@ -12,7 +12,7 @@ import pytest
 from v2v_async.cli import table, virt_v2v
 from v2v_async.cli.values import Target
 from v2v_async.errors import NotBuiltError, UsageError
-from v2v_async.options import GuestOptions, MacMapping
+from v2v_async.options import CopyOptions, GuestOptions, MacMapping
 
 MAC = "52:54:00:aa:22:33"
 GOOD = ("-i", "disk", "a.img", "-o", "local", "-os", "/out")
@@ -26,6 +26,8 @@ def test_everything_arrives() -> None:
     options = guest(
         *("-i", "local", "-if", "qcow2", "a", "b", "-o", "disk", "-os", "/out", "-of", "qcow2"),
         *("-oa", "preallocated", "-on", "new", "-oo", "compressed", "--parallel", "2"),
+        *("--max-connections", "8", "--retries", "0", "--bandwidth", "8M", "--verify"),
+        *("--bandwidth-file", "/rate", "--copier", "qemu-img"),
         *("--root", "/dev/sda2", "--key", "all:key:x", "--keys-from-stdin", "--echo-keys"),
         *("-n", "in:out", "-n", "rest", "-b", "br0:br1:br2", "-v", "-x"),
         *("--mac", "52:54:00:AA:BB:CC:network:mgmt", "--hostname", "h", "--update"),
@@ -40,7 +42,15 @@ def test_everything_arrives() -> None:
     assert options.output.allocation == "preallocated"
     assert options.output.name == "new"
     assert options.output.options == (("compressed", None),)
-    assert options.copy.parallel == 2
+    assert options.copy == CopyOptions(
+        parallel=2,
+        max_connections=8,
+        retries=0,
+        bandwidth=1024 * 1024,
+        bandwidth_file=Path("/rate"),
+        verify=True,
+        copier="qemu-img",
+    )
     convert = options.convert
     assert convert.root == "/dev/sda2"
     assert convert.keys == ("all:key:x",)
@@ -61,7 +71,7 @@ def test_defaults() -> None:
     options = guest(*GOOD)
     assert options.output.allocation == "sparse"
     assert options.output.format is None
-    assert options.copy.parallel is None
+    assert options.copy == CopyOptions()
     assert options.convert == type(options.convert)()
 
 
@@ -105,6 +115,11 @@ def test_obsolete_options_are_ignored_with_a_warning() -> None:
         ([*GOOD, "--root", "second"], "--root"),
         ([*GOOD, "--root", "/sda"], "--root"),
         ([*GOOD, "--parallel", "0"], "--parallel"),
+        ([*GOOD, "--max-connections", "0"], "--max-connections"),
+        ([*GOOD, "--retries", "-1"], "--retries"),
+        ([*GOOD, "--bandwidth", "fast"], "--bandwidth"),
+        ([*GOOD, "--bandwidth-file", ""], "--bandwidth-file"),
+        ([*GOOD, "--copier", "dd"], "--copier"),
         ([*GOOD, "--parallel", "two"], "--parallel"),
         ([*GOOD, "--in-place"], "program of its own"),
         ([*GOOD, "-n", ""], "-n: nothing named"),
@@ -139,7 +154,6 @@ def test_refused(argv: list[str], message: str) -> None:
         (["-i", "disk", "x"], "-o libvirt (the default)"),
         (["-i", "disk", "x", "-o", "glance"], "-o glance"),
         (["-i", "disk", "x", "-o", "rhev"], "-o rhv"),
-        ([*GOOD, "--bandwidth", "10M"], "--bandwidth"),
         ([*GOOD, "--memsize", "4096"], "--memsize"),
         ([*GOOD, "-m", "4096"], "--memsize"),
         ([*GOOD, "--smp", "4"], "--smp"),

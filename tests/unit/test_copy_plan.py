@@ -6,7 +6,6 @@ from hypothesis import strategies as st
 from v2v_async.copy.plan import Plan, arrange, split_zeroes
 from v2v_async.extent import Extent
 
-
 Runs = list[tuple[int, bool]]
 RUNS = st.lists(st.tuples(st.integers(1, 5000), st.booleans()), min_size=1, max_size=20)
 

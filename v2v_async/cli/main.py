@@ -1,20 +1,23 @@
-"""``v2v-async SUBCOMMAND`` and ``virt-v2v-async``."""
+"""``v2v-async SUBCOMMAND``, ``virt-v2v-async``, and the same by the name nbdcopy.
+
+What only one subcommand needs is imported when it is asked for: a copy must start fast.
+"""
 
 from __future__ import annotations
 
-import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from contextlib import suppress
+from typing import TYPE_CHECKING
 
-from v2v_async.cli import table, virt_v2v
-from v2v_async.cli.convert import convert, version
-from v2v_async.cli.failure import explain
-from v2v_async.cli.getopt import Given, Option, parse
-from v2v_async.cli.run import report, run
-from v2v_async.cli.screen import Sink, drop_broken_stdout, use_safe_encoding
 from v2v_async.errors import NotBuiltError, UsageError, V2VError
-from v2v_async.events import Reporter
+
+if TYPE_CHECKING:
+    import argparse
+
+    from v2v_async.cli.getopt import Option
+    from v2v_async.events import Reporter
 
 PROG = "v2v-async"
 
@@ -23,30 +26,63 @@ SUBCOMMANDS = {
     "clean": "find and remove what dead runs left behind",
     "doctor": "say what is installed, what works and what is missing",
     "completion": "print a completion script for bash or zsh",
-    "copy": "copy disks between files, devices and NBD (not built yet)",
+    "copy": "copy disks between files, devices and NBD servers; takes nbdcopy's command line",
+    "shim": "make a folder in which nbdcopy is this program",
     "batch": "convert many guests from a plan (not built yet)",
     "in-place": "convert a disk where it is (not built yet)",
     "inspect": "say what is inside a guest (not built yet)",
     "warm": "migrate while the guest runs (not built yet)",
-    "bench": "measure copying on this machine (not built yet)",
+    "bench": "measure copying on this machine, beside nbdcopy and qemu-img",
 }
-_BUILT = ("convert", "clean", "doctor", "completion")
-
-_CLEAN_OPTIONS = (
-    *(o for o in table.SCREEN if o.name in ("-q", "-v", "--events", "--colours")),
-    Option(("--help",), help="show this help and stop"),
-)
+_BUILT = ("convert", "clean", "doctor", "completion", "copy", "shim", "bench")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run ``v2v-async`` with ``argv`` (default: the process's); return its exit status."""
+    """Run ``v2v-async`` with ``argv`` (default: the process's); return its exit status.
+
+    Called by the name nbdcopy (a link to it), it is nbdcopy.
+    """
+    if argv is None and os.path.basename(sys.argv[0]) == "nbdcopy":
+        return nbdcopy()
     return _guarded(lambda: _dispatch(list(sys.argv[1:] if argv is None else argv)), PROG)
 
 
 def virt_v2v_async(argv: Sequence[str] | None = None) -> int:
     """Run ``virt-v2v-async``, which is ``v2v-async convert`` by a name of its own."""
+    from v2v_async.cli.convert import convert
+
     words = list(sys.argv[1:] if argv is None else argv)
     return _guarded(lambda: convert(words, "virt-v2v-async"), "virt-v2v-async")
+
+
+def nbdcopy(argv: Sequence[str] | None = None) -> int:
+    """Run as nbdcopy(1)."""
+
+    def work() -> int:
+        from v2v_async.cli import copy
+
+        return copy.nbdcopy(list(sys.argv[1:] if argv is None else argv))
+
+    return _guarded(work, "nbdcopy")
+
+
+def use_safe_encoding() -> None:
+    """Let stdout and stderr write what their encoding lacks as ``?`` instead of failing."""
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None and hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+
+
+def drop_broken_stdout() -> None:
+    """Flush stdout; where its reader is gone, keep the interpreter's own flush from complaining."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError:
+        with suppress(OSError, ValueError):
+            devnull = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(devnull, sys.stdout.fileno())
+            os.close(devnull)
 
 
 def _guarded(work: Callable[[], int], prog: str) -> int:
@@ -54,21 +90,26 @@ def _guarded(work: Callable[[], int], prog: str) -> int:
     use_safe_encoding()
     try:
         return work()
-    except V2VError as error:
-        return report(explain(error), prog)
     except BrokenPipeError:
         return 0  # the reader of --help has seen enough
     except KeyboardInterrupt:
         return 130
     except Exception as error:
-        return report(explain(error, verbose="-v" in sys.argv or "--verbose" in sys.argv), prog)
+        from v2v_async.cli.failure import explain
+        from v2v_async.cli.run import report
+
+        is_verbose = "-v" in sys.argv or "--verbose" in sys.argv
+        return report(explain(error, verbose=is_verbose and not isinstance(error, V2VError)), prog)
     finally:
         drop_broken_stdout()
 
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser behind --help and completion: it never parses."""
-    from v2v_async.cli.help import HelpFormatter
+    import argparse
+
+    from v2v_async.cli import table
+    from v2v_async.cli.help import HelpFormatter, completed_by
 
     made = argparse.ArgumentParser(
         prog=PROG,
@@ -86,6 +127,14 @@ def parser() -> argparse.ArgumentParser:
             parents = [table.parser(f"{PROG} convert")]
         elif name == "clean":
             parents = [_clean_parser()]
+        elif name == "copy":
+            from v2v_async.cli import copy_help
+
+            parents = [copy_help.parser(f"{PROG} copy")]
+        elif name == "bench":
+            from v2v_async.cli import bench
+
+            parents = [bench.parser()]
         else:
             parents = []
         sub = subparsers.add_parser(
@@ -93,6 +142,8 @@ def parser() -> argparse.ArgumentParser:
         )
         if name == "completion":
             sub.add_argument("shell", choices=["bash", "zsh"])
+        elif name == "shim":
+            completed_by(sub.add_argument("directory", metavar="DIR"), "directory")
     return made
 
 
@@ -105,13 +156,29 @@ def _dispatch(argv: list[str]) -> int:
         parser().print_help()
         return 0
     if name in ("--version", "-V"):
-        Sink(sys.stdout)(version(PROG))
+        from v2v_async import __version__
+
+        print(f"{PROG} {__version__}")
         return 0
     if name not in SUBCOMMANDS:
         raise UsageError(f"unknown subcommand ‘{name}’", hint=_nearest(name))
     if name not in _BUILT:
         raise NotBuiltError(f"{PROG} {name}", hint="see v2v-async --help for what is")
+    if name == "copy":
+        from v2v_async.cli import copy
+
+        return copy.copy(rest, f"{PROG} copy")
+    if name == "shim":
+        from v2v_async.cli import shim
+
+        return shim.main(rest)
+    if name == "bench":
+        from v2v_async.cli import bench
+
+        return bench.main(rest)
     if name == "convert":
+        from v2v_async.cli.convert import convert
+
         return convert(rest, PROG, usage=f"{PROG} convert")
     if name == "doctor":
         from v2v_async.cli import doctor
@@ -131,6 +198,7 @@ def _nearest(name: str) -> str:
 
 def _completion(argv: list[str]) -> int:
     from v2v_async.cli.help import completion
+    from v2v_async.cli.screen import Sink
 
     if argv == ["bash"] or argv == ["zsh"]:
         shell = argv[0]
@@ -146,10 +214,22 @@ def _completion(argv: list[str]) -> int:
     raise UsageError("completion: no such shell", hint=f"write {usage}")
 
 
+def _clean_options() -> tuple[Option, ...]:
+    from v2v_async.cli import table
+    from v2v_async.cli.getopt import Option
+
+    return (
+        *(o for o in table.SCREEN if o.name in ("-q", "-v", "--events", "--colours")),
+        Option(("--help",), help="show this help and stop"),
+    )
+
+
 def _clean_parser() -> argparse.ArgumentParser:
+    from v2v_async.cli import table
+
     made = table.parser(
         f"{PROG} clean",
-        _CLEAN_OPTIONS,
+        _clean_options(),
         "Stop servers and remove directories that dead runs left. Only what a directory's "
         "state.json proves is theirs is touched.",
         epilog=None,
@@ -160,8 +240,14 @@ def _clean_parser() -> argparse.ArgumentParser:
 
 
 def _clean(argv: list[str]) -> int:
+    from pathlib import Path
+
+    from v2v_async.cli import virt_v2v
+    from v2v_async.cli.getopt import Given, parse
+    from v2v_async.cli.run import run
+
     words = virt_v2v.Words()
-    for item in parse(_CLEAN_OPTIONS, argv):
+    for item in parse(_clean_options(), argv):
         if isinstance(item, Given):
             words.options.setdefault(item.option.name, []).append(item.value or "")
         else:

@@ -8,19 +8,22 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import time
-import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING
 
-from v2v_async.cli.failure import Failure, explain
-from v2v_async.cli.screen import Screen, Sink
-from v2v_async.cli.virt_v2v import EdgeOptions
 from v2v_async.errors import V2VError
 from v2v_async.events import Reporter
+
+if TYPE_CHECKING:
+    from v2v_async.cli.failure import Failure
+    from v2v_async.cli.screen import Screen
+    from v2v_async.cli.virt_v2v import EdgeOptions
 
 Job = Callable[[Reporter], Awaitable[object]]
 
@@ -93,13 +96,16 @@ def run(
 
     ``after`` is given the result when the screen is gone, to print it.
     """
+    from v2v_async.cli.failure import explain
+    from v2v_async.cli.screen import Screen
+
     try:
         with Screen(edge, prog, is_plain=is_plain) as screen:
-            reporter = Reporter(screen.emit, uuid.uuid4().hex[:12])
+            reporter = Reporter(screen.emit, os.urandom(6).hex())
             for warning in warnings or []:
                 reporter.warning(warning)
             reporter.emit("started", details={"program": prog, "version": _version()})
-            ending = _run_loop(job, reporter)
+            ending = run_loop(job, reporter)
             failure = _conclude(ending, reporter, screen, verbose=edge.verbose)
     except V2VError as error:  # a target of the screen can't be written
         return report(explain(error), prog)
@@ -112,7 +118,7 @@ def run(
     return failure.exit_status if failure is not None else 0
 
 
-def _run_loop(job: Job, reporter: Reporter) -> Ending:
+def run_loop(job: Job, reporter: Reporter) -> Ending:
     import anyio
 
     try:
@@ -127,6 +133,8 @@ def _conclude(
     ending: Ending, reporter: Reporter, screen: Screen, *, verbose: bool
 ) -> Failure | None:
     """Emit the run's last event; return what has to be reported as an error."""
+    from v2v_async.cli.failure import explain
+
     failure = explain(ending.error, verbose=verbose) if ending.error is not None else None
     if ending.signal is not None and not ending.is_done:
         reporter.emit("cancelled", f"stopped by {ending.signal.name}")
@@ -149,6 +157,8 @@ def _conclude(
 
 def report(failure: Failure, prog: str) -> int:
     """Print ``failure`` on stderr; return its exit status."""
+    from v2v_async.cli.screen import Sink
+
     Sink(sys.stderr)(failure.text(prog))
     return failure.exit_status
 

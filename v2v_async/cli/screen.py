@@ -7,16 +7,15 @@ import sys
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from types import TracebackType
-from typing import Self, TextIO
+from typing import TYPE_CHECKING, Self, TextIO
 
-from v2v_async.cli.values import Target
-from v2v_async.cli.virt_v2v import EdgeOptions
 from v2v_async.errors import UsageError
 from v2v_async.events import Event
 from v2v_async.render.broadcast import Broadcast, Renderer
-from v2v_async.render.jsonl import JsonLines
-from v2v_async.render.machine import Machine, message_line
-from v2v_async.render.plain import Plain
+
+if TYPE_CHECKING:
+    from v2v_async.cli.values import Target
+    from v2v_async.cli.virt_v2v import EdgeOptions
 
 
 class Sink:
@@ -36,25 +35,6 @@ class Sink:
             self._stream.flush()
         except (OSError, ValueError):
             self._stream = None
-
-
-def use_safe_encoding() -> None:
-    """Let stdout and stderr write what their encoding lacks as ``?`` instead of failing."""
-    for stream in (sys.stdout, sys.stderr):
-        if stream is not None and hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")
-
-
-def drop_broken_stdout() -> None:
-    """Flush stdout; where its reader is gone, keep the interpreter's own flush from complaining."""
-    try:
-        if sys.stdout is not None:
-            sys.stdout.flush()
-    except OSError:
-        with suppress(OSError, ValueError):
-            devnull = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(devnull, sys.stdout.fileno())
-            os.close(devnull)
 
 
 def open_target(option: str, target: Target) -> tuple[Sink, Callable[[], None]]:
@@ -112,11 +92,15 @@ class Screen:
         with ExitStack() as stack:
             renderers = [self._person()]
             if (target := self._edge.machine_readable) is not None:
+                from v2v_async.render.machine import Machine
+
                 self._machine, close = open_target("--machine-readable", target)
                 stack.callback(close)
                 stdout = self._machine if target.kind == "stdout" else Sink(sys.stdout)
                 renderers.append(Machine(self._machine, stdout, quiet=self._edge.quiet))
             if (events := self._edge.events) is not None:
+                from v2v_async.render.jsonl import JsonLines
+
                 where = events.fd if events.fd is not None else events.path
                 assert where is not None
                 renderers.append(JsonLines(where))
@@ -144,12 +128,14 @@ class Screen:
     def error(self, text: str, time: float) -> None:
         """Tell the program that reads --machine-readable why the run ended."""
         if self._machine is not None:
+            from v2v_async.render.machine import message_line
+
             self._machine(message_line(text, time, "error") + "\n")
 
     def _person(self) -> Renderer:
         edge = self._edge
-        # What --print-source prints belongs to stdout alone, so that it can be piped.
-        stream = sys.stderr if edge.print_source else sys.stdout
+        # What is printed or written there must be alone, so that it can be piped.
+        stream = sys.stderr if edge.keeps_stdout else sys.stdout
         wants_live = not (edge.quiet or edge.machine_readable or self._is_plain)
         if wants_live and is_terminal(stream):
             from rich.console import Console
@@ -157,6 +143,8 @@ class Screen:
             from v2v_async.render.terminal import Terminal
 
             return Terminal(Console(file=stream), verbose=edge.verbose)
+        from v2v_async.render.plain import Plain
+
         return Plain(
             Sink(stream),
             Sink(sys.stderr),

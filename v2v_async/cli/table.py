@@ -19,6 +19,9 @@ GROUPS = {
     "conversion": ("conversion", "handed on to virt-v2v-in-place"),
     "network": ("network mapping", "repeat for several networks, bridges or NICs"),
     "copy": ("copy", "how the disks are copied"),
+    "disk": ("what is copied", None),
+    "speed": ("speed and limits", "what is left out is found out, and adjusted while it runs"),
+    "safety": ("safety", None),
     "screen": ("screen", "what you and other programs see"),
     "general": ("other", None),
 }
@@ -46,10 +49,6 @@ INPUT = (
               once=True, files="file"),
     _required("-it", metavar="TRANSPORT", help="ssh or vddk (not built yet)", group="input",
               once=True),
-    _required("--bandwidth", metavar="BPS", help="read no faster (not built yet)", group="input",
-              once=True, not_built=True),
-    _required("--bandwidth-file", metavar="FILE", help="the same from a file (not built yet)",
-              group="input", once=True, not_built=True, files="file"),
 )  # fmt: skip
 
 OUTPUT = (
@@ -95,6 +94,17 @@ NETWORK = (
 
 COPY = (
     _required("--parallel", metavar="N", help="disks copied at once; default: all of them",
+              group="copy"),
+    _required("--max-connections", metavar="N", help="connections of all disks together",
+              group="copy"),
+    _required("--bandwidth", metavar="RATE", help="over all disks: bits a second, or bytes as "
+              "50MB/s", group="copy", once=True),
+    _required("--bandwidth-file", metavar="FILE", help="the same from a file, which may change "
+              "meanwhile", group="copy", once=True, files="file"),
+    _required("--retries", metavar="N", help="tries again after a failed request or a lost "
+              "connection; default 5", group="copy"),
+    Option(("--verify",), help="read both sides again and compare", group="copy"),
+    _required("--copier", metavar="NAME", help="native (default), nbdcopy or qemu-img",
               group="copy"),
 )  # fmt: skip
 
@@ -167,25 +177,29 @@ def parser(
     options: Sequence[Option] = SHOWN,
     description: str = "Convert a guest to run on KVM, copying all its disks at once.",
     epilog: str | None = _EPILOG,
+    *,
+    usage: str | None = None,
+    words: tuple[str, str] = ("GUEST", "disk images, or URIs, of the guest: system first"),
 ) -> argparse.ArgumentParser:
-    """Return an argparse parser that only shows help and completion: it never parses."""
+    """Return an argparse parser that only shows help and completion: it never parses.
+
+    ``words`` are the metavariable and the help of what is not an option.
+    """
     from v2v_async.cli.help import HelpFormatter, completed_by
 
     made = argparse.ArgumentParser(
         prog=prog,
         usage=f"{prog} [-i MODE] [-i…] [-o MODE] [-o…] [options] GUEST …"
         if options is SHOWN
-        else None,
+        else usage,
         description=description,
         epilog=epilog,
         add_help=False,
         allow_abbrev=False,
         formatter_class=HelpFormatter,
     )
-    words = made.add_argument(
-        "guest", metavar="GUEST", nargs="*", help="disk images, or URIs, of the guest: system first"
-    )
-    completed_by(words, "file")
+    metavar, meaning = words
+    completed_by(made.add_argument("guest", metavar=metavar, nargs="*", help=meaning), "file")
     groups: dict[str, Any] = {}
     for option in options:
         if option.group not in groups:

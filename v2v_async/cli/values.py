@@ -6,10 +6,11 @@ import ipaddress
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from v2v_async.errors import UsageError
-from v2v_async.options import MacMapping, Mapping
+from v2v_async.options import Copier, MacMapping, Mapping
+from v2v_async.units import parse_rate
 
 _MAC = re.compile(r"((?:[0-9a-f]{2}:){5}[0-9a-f]{2}):(network|bridge|ip):(.*)", re.IGNORECASE)
 
@@ -139,11 +140,41 @@ def root(text: str) -> str:
     )
 
 
-def parallel(text: str) -> int:
-    """Return the number of disks that ``--parallel TEXT`` means."""
-    if not re.fullmatch(r"[0-9]{1,6}", text) or int(text) < 1:
-        raise UsageError(f"--parallel: ‘{text}’ is not a number of disks", hint="write 1 or more")
+_MAX_COUNT = 1_000_000  # of disks, connections, requests: more is a slip of the keyboard
+
+
+def count(option: str, text: str, least: int = 1) -> int:
+    """Return the number that ``option TEXT`` means."""
+    # nbdcopy 1.14 also takes -1 and 4x for numbers; here a slip is refused.
+    if not re.fullmatch(r"\s*\+?[0-9]{1,12}", text) or not least <= int(text) <= _MAX_COUNT:
+        raise UsageError(
+            f"{option}: ‘{text}’ is not a number from {least} to {_MAX_COUNT}",
+            hint=f"write for example {option} {max(least, 4)}",
+        )
     return int(text)
+
+
+def rate(text: str) -> int:
+    """Return the bytes a second that ``--bandwidth TEXT`` means."""
+    try:
+        return parse_rate(text)
+    except ValueError as error:
+        raise UsageError(f"--bandwidth: {error}", hint="write for example 50MB/s") from None
+
+
+def rate_file(text: str) -> Path:
+    """Return the file of ``--bandwidth-file TEXT``; it may be missing now, and come later."""
+    if not text or Path(text).is_dir():
+        raise UsageError(f"--bandwidth-file: ‘{text}’ is no file", hint="name a file")
+    return Path(text)
+
+
+def copier(text: str) -> Copier:
+    """Return the program that ``--copier TEXT`` names."""
+    for name in get_args(Copier):
+        if text == name:
+            return name  # type: ignore[no-any-return]
+    raise UsageError(f"--copier: unknown ‘{text}’", hint="write native, nbdcopy or qemu-img")
 
 
 def option_pair(text: str) -> tuple[str, str | None]:

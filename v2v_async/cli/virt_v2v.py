@@ -13,7 +13,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from v2v_async.cli import modes, table, values
 from v2v_async.cli.getopt import Given, Option, parse
@@ -36,10 +38,15 @@ _TRANSPORTS = ("ssh", "vddk")
 _ALLOCATIONS = ("sparse", "preallocated")
 _FORMATS = ("raw", "qcow2")
 
+T = TypeVar("T")
+
 
 @dataclass(frozen=True, slots=True)
 class EdgeOptions:
-    """What the edge itself needs: where to show things, and how much."""
+    """What the edge itself needs: where to show things, and how much.
+
+    ``keeps_stdout``: something else is written there, and no screen.
+    """
 
     quiet: bool = False
     verbose: bool = False
@@ -48,6 +55,7 @@ class EdgeOptions:
     machine_readable: Target | None = None
     events: Target | None = None
     print_source: bool = False
+    keeps_stdout: bool = False
 
 
 @dataclass(slots=True)
@@ -152,7 +160,12 @@ _CHECKS: dict[str, Callable[[str], object]] = {
     "--block-driver": _one_of("--block-driver", ("virtio-blk", "virtio-scsi")),
     "--key": values.key,
     "--root": values.root,
-    "--parallel": values.parallel,
+    "--parallel": partial(values.count, "--parallel"),
+    "--max-connections": partial(values.count, "--max-connections"),
+    "--retries": lambda text: values.count("--retries", text, 0),
+    "--bandwidth": values.rate,
+    "--bandwidth-file": values.rate_file,
+    "--copier": values.copier,
     "--events": values.events_target,
 }
 
@@ -277,9 +290,24 @@ def output_options(words: Words) -> OutputOptions:
 
 
 def copy_options(words: Words) -> CopyOptions:
-    """Return what the copy step reads."""
-    text = words.last("--parallel")
-    return CopyOptions(parallel=None if text is None else values.parallel(text))
+    """Return what the copy step reads. A disk that fails makes the others useless: they stop."""
+
+    def given(name: str, read: Callable[[str], T], default: T) -> T:
+        text = words.last(name)
+        return default if text is None else read(text)
+
+    def count(name: str, default: int | None = None, least: int = 1) -> int | None:
+        return given(name, partial(values.count, name, least=least), default)
+
+    return CopyOptions(
+        parallel=count("--parallel"),
+        max_connections=count("--max-connections"),
+        retries=count("--retries", CopyOptions().retries, least=0) or 0,
+        bandwidth=given("--bandwidth", values.rate, None),
+        bandwidth_file=given("--bandwidth-file", values.rate_file, None),
+        verify=words.has("--verify"),
+        copier=given("--copier", values.copier, "native"),
+    )
 
 
 def guest_options(words: Words) -> GuestOptions:
@@ -303,6 +331,7 @@ def edge_options(words: Words) -> EdgeOptions:
         machine_readable=words.machine_readable,
         events=None if events is None else values.events_target(events),
         print_source=words.has("--print-source"),
+        keeps_stdout=words.has("--print-source"),
     )
 
 

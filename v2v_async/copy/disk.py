@@ -112,6 +112,8 @@ class DiskCopy:
         self.error: BaseException | None = None
         self.is_cancelled = False
         self.epoch = epoch
+        self.generation = 0
+        """Changes whenever lanes have to end: an error, a cancellation, a new epoch."""
         self.wants_flush = False
         self.wake: Callable[[], None] = lambda: None
         """Makes the workers look at their lanes; may be called in any thread."""
@@ -192,6 +194,7 @@ class DiskCopy:
             if epoch != self.epoch:
                 return  # another lane has told
             self.epoch += 1
+            self.generation += 1
             for chunk in (*self._flushing, *self._landed):
                 self._sum.add(chunk, -1)
                 self._retry(chunk)
@@ -235,6 +238,7 @@ class DiskCopy:
                 wrapped = error
             wrapped.__cause__ = error if wrapped is not error else None
             self.error = wrapped
+            self.generation += 1
         # A lane that waits for a server which hangs would otherwise not learn of it.
         self.wake()
 
@@ -242,7 +246,9 @@ class DiskCopy:
 
     def cancel(self) -> None:
         """Ask the lanes to finish what is in flight and stop."""
-        self.is_cancelled = True
+        with self._lock:
+            self.is_cancelled = True
+            self.generation += 1
         self.wake()
 
     def everything_flushed(self) -> None:

@@ -28,12 +28,15 @@ from v2v_async.copy.geometry import geometry
 from v2v_async.copy.job import CopyJob, DiskResult
 from v2v_async.copy.lane import Lane, Shared
 from v2v_async.copy.opening import (
+    Opened,
     Pair,
     another,
     can_reconnect,
+    close_side,
     most_connections,
     open_source,
     open_target,
+    template,
 )
 from v2v_async.copy.shares import Budget
 from v2v_async.copy.throttle import Throttle
@@ -92,6 +95,7 @@ class DiskDriver:
         self._lanes: dict[Lane, Pair] = {}
         self.digest: DiskDigest | None = None
         self._idle: list[Pair] = []
+        self._templates: list[Opened] = []
         self._ended: deque[Lane] = deque()
         self._witness: Pair | None = None
         self._kept_target: Pair | None = None
@@ -127,7 +131,9 @@ class DiskDriver:
             raise
         first = Pair(source, target)
         self._idle.append(first)
-        self._first = first
+        # More are opened from it, also when the first lane has gone and its files are closed.
+        self._templates = [template(source), template(target)]
+        self._first = Pair(*self._templates)
         self._most = self._most_lanes(first)
         if options.digest is not None:
             from v2v_async.copy.digest import DiskDigest, parse_kind
@@ -523,6 +529,8 @@ class DiskDriver:
         kept = [pair for pair in (self._witness, self._kept_target) if pair is not None]
         for pair in (*self._idle, *kept):
             await pair.close()
+        for side in self._templates:
+            await close_side(side)
         self._idle.clear()
         self._witness = self._kept_target = None
 

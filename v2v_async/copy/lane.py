@@ -180,6 +180,8 @@ class Lane(ABC):
         self.on_done = on_done
         self.epoch = disk.epoch if epoch is None else epoch
         self.lost: tuple[Side, NbdError] | None = None
+        is_late = disk.is_stopping or self.epoch != disk.epoch
+        self._generation = -1 if is_late else disk.generation
         self.wake_at: float | None = None
         self.wants_again = False
         self._ready: deque[Slot] = deque()
@@ -195,7 +197,9 @@ class Lane(ABC):
         self._queries = 0
         self._no_more = False
         self._chunk_size = disk.geometry.chunk
-        self._is_retired = False
+        self._setting = shared.tuner.setting
+        self._request_size = self._slot_size = 0
+        self._resize()
 
     # What a kind of lane does.
 
@@ -245,24 +249,21 @@ class Lane(ABC):
     @property
     def is_done(self) -> bool:
         """Whether nothing is on its way and nothing is left to do."""
-        if self._ready or self._answers or self.in_flight:
+        if not (self.is_ending or (self._no_more and not self._chunks)):
             return False
-        return self.is_ending or (self._no_more and not self._chunks)
+        return not (self._ready or self._answers or self.in_flight)
 
     def lose(self, side: Side, error: NbdError) -> None:
         """Note that a connection is gone; the lane ends when the other one is quiet."""
         self.lost = self.lost or (side, error)
+        self._generation = -1
         if side == "target":
             self.disk.target_lost(self.epoch)
-
-    def retire(self) -> None:
-        """Claim no more chunks: the lane ends when those that it has are done."""
-        self._is_retired = True
 
     @property
     def is_ending(self) -> bool:
         """Whether it sends nothing more and only waits for what is on its way."""
-        return self.lost is not None or self.disk.is_stopping or self.epoch != self.disk.epoch
+        return self._generation != self.disk.generation
 
     def _end(self) -> None:
         for chunk in self._chunks:
@@ -295,34 +296,46 @@ class Lane(ABC):
     # Filling the slots.
 
     def _fill(self) -> None:
+        disk = self.disk
         if self._waiting:
             self._send_waiting()
-        if self.disk.wants_flush:
+        if disk.wants_flush:
             self._flush()
         if self._ahead is None and not self._no_more:
             self._look_ahead()
-        while not self.is_ending:
+        if self.shared.tuner.setting is not self._setting:
+            self._resize()
+        free = self._free
+        while self._generation == disk.generation:
             if self._held is not None:
                 slot, part = self._held
                 self._held = None
             else:
-                free = self._slot()
-                if free is None:
+                if free:
+                    slot = free.popleft()
+                    if slot.size < self._slot_size:
+                        self._grow(slot)
+                elif (made := self._new_slot()) is not None:
+                    slot = made
+                else:
                     return
-                slot = free
                 taken = self._take(slot.size)
                 if taken is None:
-                    self._free.appendleft(slot)
+                    free.appendleft(slot)
                     return
                 part = taken
             offset, end, kind = part
             chunk = self._chunk
             assert chunk is not None
             if kind == "skip":
-                self._free.appendleft(slot)
+                free.appendleft(slot)
                 self._skip(chunk, offset, end)
                 continue
-            if kind == "data" and not self._may_send(end - offset):
+            if (
+                kind == "data"
+                and self.shared.throttle is not None
+                and not self._may_send(end - offset)
+            ):
                 self._held = (slot, part)
                 return
             slot.chunk, slot.kind = chunk, kind
@@ -331,11 +344,22 @@ class Lane(ABC):
             chunk.outstanding += 1
             self._begin(slot)
 
+    def _resize(self) -> None:
+        """Take over what the tuner has chosen."""
+        setting = self._setting = self.shared.tuner.setting
+        geometry = self.disk.geometry
+        self._request_size = min(setting.request_size, geometry.largest_request)
+        # A last request may be padded to a whole block of the target.
+        self._slot_size = max(self._request_size, geometry.target_block)
+
     def _take(self, size: int) -> Part | None:
         """Return the next request of at most ``size`` bytes, None when there is none now."""
-        geometry = self.disk.geometry
+        if size > self._request_size:
+            size = self._request_size
+        if self.shared.throttle is not None:
+            size = self._smoothed(size, self.shared.throttle)
         while True:
-            part = self._plan.take(min(size, self._wanted_size()), self.disk.zero_size)
+            part = self._plan.take(size, self.disk.zero_size)
             if part is not None:
                 return part
             if self._chunk is not None:
@@ -348,21 +372,17 @@ class Lane(ABC):
             self._ahead = None
             self._start(ahead)
             # A chunk holds all that may be in flight, or the lane would wait for extents.
-            setting = self.shared.tuner.setting
-            wanted = 2 * setting.request_size * setting.depth
+            chunk_size = self.disk.geometry.chunk
+            wanted = 2 * self._request_size * self._setting.depth
             if self._chunk_size < wanted:
-                self._chunk_size = -(-wanted // geometry.chunk) * geometry.chunk
+                self._chunk_size = -(-wanted // chunk_size) * chunk_size
             self._look_ahead()
 
-    def _wanted_size(self) -> int:
-        """Return the bytes that a request has now; less than a slot's where a rate is kept."""
-        geometry = self.disk.geometry
-        size = min(self.shared.tuner.setting.request_size, geometry.largest_request)
-        throttle = self.shared.throttle
-        limit = request_limit(throttle.rate) if throttle is not None else None
-        if limit is not None:
-            size = min(size, max(limit // geometry.block * geometry.block, geometry.block))
-        return size
+    def _smoothed(self, size: int, throttle: Throttle) -> int:
+        """Return the bytes that a request may have so that a rate is kept smoothly."""
+        limit = request_limit(throttle.rate)
+        block = self.disk.geometry.block
+        return size if limit is None else min(size, max(limit // block * block, block))
 
     def _start(self, ahead: Ahead) -> None:
         """Begin a chunk whose extents are known."""
@@ -395,7 +415,7 @@ class Lane(ABC):
             self._chunk_size = base
 
     def _look_ahead(self) -> None:
-        if self._is_retired or self.disk.is_stopping:
+        if self.disk.is_stopping:
             self._no_more = True
             return
         chunk = self.disk.claim(self._chunk_size)
@@ -449,25 +469,22 @@ class Lane(ABC):
             else:
                 ahead.target_code = errno_codes.ENOTSUP
 
-    def _slot(self) -> Slot | None:
-        """Return a free slot, of the size that is wanted now if there is room; None: none."""
-        setting = self.shared.tuner.setting
-        geometry = self.disk.geometry
-        # A last request may be padded to a whole block of the target.
-        size = max(min(setting.request_size, geometry.largest_request), geometry.target_block)
-        count, budget = self.buffers_per_slot, self.shared.budget
-        if self._free:
-            slot = self._free.popleft()
-            if slot.size < size and budget.take((size - slot.size) * count):
-                slot.grow(size, count)
-            return slot
-        if len(self._slots) >= setting.depth:
+    def _new_slot(self) -> Slot | None:
+        """Return one more slot, None where there may be no more or no memory is left for it."""
+        if len(self._slots) >= self._setting.depth:
             return None
-        if not budget.take(size * count, must=not self._slots):
+        count = self.buffers_per_slot
+        if not self.shared.budget.take(self._slot_size * count, must=not self._slots):
             return None
-        slot = Slot(size, count, self._ready)
+        slot = Slot(self._slot_size, count, self._ready)
         self._slots.append(slot)
         return slot
+
+    def _grow(self, slot: Slot) -> None:
+        """Give a free slot the size that is wanted now, if there is memory for it."""
+        count = self.buffers_per_slot
+        if self.shared.budget.take((self._slot_size - slot.size) * count):
+            slot.grow(self._slot_size, count)
 
     def _drop(self, slot: Slot) -> None:
         self._slots.remove(slot)
@@ -476,8 +493,7 @@ class Lane(ABC):
     def _may_send(self, length: int) -> bool:
         """Whether the throttle lets a request of ``length`` bytes go now."""
         throttle = self.shared.throttle
-        if throttle is None:
-            return True
+        assert throttle is not None
         wait = throttle.take(length, self)
         if wait <= 0:
             return True
@@ -522,9 +538,10 @@ class Lane(ABC):
         """Free a slot whose request is done."""
         chunk = slot.chunk
         chunk.outstanding -= 1
-        self._land_if_whole(chunk)
+        if chunk.is_planned and not chunk.outstanding:
+            self._land_if_whole(chunk)
         slot.state = "free"
-        if len(self._slots) > self.shared.tuner.setting.depth:
+        if len(self._slots) > self._setting.depth:
             self._drop(slot)
         else:
             # The buffer that is warmest in the processor's cache goes first.

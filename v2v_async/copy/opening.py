@@ -109,6 +109,16 @@ async def another(opened: Opened, *, wants_extents: bool) -> Opened:
     return replace(opened, end=made.end)
 
 
+def template(opened: Opened) -> Opened:
+    """Return what :func:`another` can open more from, also when ``opened`` has been closed.
+
+    A file that was given open, or has been renamed since, can't be found again by its name.
+    """
+    if isinstance(opened.end, FileEnd):
+        return replace(opened, end=opened.end.another())
+    return opened
+
+
 def can_reconnect(endpoint: Endpoint) -> bool:
     """Whether a lost connection can be made again: a server of our own has gone with it."""
     return endpoint.kind == "nbd"

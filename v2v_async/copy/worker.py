@@ -25,6 +25,14 @@ _DRAIN_POLL_MS = 200
 _READABLE = select.POLLIN | select.POLLHUP | select.POLLERR
 
 
+_EVENTS = {
+    0: 0,
+    DIRECTION_READ: select.POLLIN,
+    DIRECTION_WRITE: select.POLLOUT,
+    DIRECTION_READ | DIRECTION_WRITE: select.POLLIN | select.POLLOUT,
+}
+
+
 class Worker:
     """Drives the lanes given to it until :meth:`close`; :meth:`run` is the thread's body."""
 
@@ -139,20 +147,17 @@ class Worker:
         self._ends.pop(fd, None)
 
     def _register(self, fd: int) -> None:
+        """Poll for what the end of ``fd`` waits for now."""
         lane, end, side = self._ends[fd]
         direction = end.direction()
-        if not direction and end.is_lost:
-            self._lost(lane, side, fd, ConnectionLostError("the server closed the connection"))
-            return
-        events = 0
-        if direction & DIRECTION_READ:
-            events |= select.POLLIN
-        if direction & DIRECTION_WRITE:
-            events |= select.POLLOUT
-        if self._registered.get(fd) == events:
-            return
-        self._poll.register(fd, events)
-        self._registered[fd] = events
+        events = _EVENTS[direction]
+        if events != self._registered.get(fd):
+            if not direction and end.is_lost:
+                gone = ConnectionLostError("the server closed the connection")
+                self._lost(lane, side, fd, gone)
+                return
+            self._poll.register(fd, events)
+            self._registered[fd] = events
 
     def _lost(self, lane: Lane, side: Side, fd: int, error: NbdError) -> None:
         self._forget(fd)
@@ -189,14 +194,12 @@ class Worker:
         return touched
 
     def _notify(self, lane: Lane, end: End, side: Side, fd: int, events: int) -> None:
-        direction = end.direction()
+        wanted = self._registered[fd]
         try:
-            if events & _READABLE and direction & DIRECTION_READ:
+            if events & _READABLE and wanted & select.POLLIN:
                 end.notify_readable()
-            elif events & select.POLLOUT and direction & DIRECTION_WRITE:
-                end.notify_writable()
-            elif events & _READABLE:
-                # The server has gone while we were only sending.
+            else:
+                # It may be sent to; or the server has gone while we were only sending.
                 end.notify_writable()
         except NbdError as error:
             self._lost(lane, side, fd, error)

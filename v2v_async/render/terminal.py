@@ -169,7 +169,8 @@ class Terminal:
         for guest in state.guests.values():
             if guest.outcome is not None:
                 continue
-            rows.append(_guest_row(guest, now))
+            if guest.name:  # a copy alone has none
+                rows.append(_guest_row(guest, now))
             rows += [
                 _disk_row(disk, now)
                 for disk in state.disks.values()
