@@ -58,7 +58,10 @@ class Disk:
 
 @dataclass
 class Fault:
-    """What happens ``gap_s`` after the one before."""
+    """What happens ``gap_s`` after the one before; ``share`` is that of connections to cut.
+
+    With a ``share`` of 1 a copier is killed only when it has left a checkpoint.
+    """
 
     gap_s: float
     kind: str
@@ -82,8 +85,15 @@ class Plan:
 def draw(noise: random.Random, *, is_small: bool = False) -> Plan:
     """Draw a round."""
     disks = [_disk(noise, is_small) for _ in range(noise.choice([1, 1, 2, 3, 4]))]
-    faults = _faults(noise, disks, is_small)
     has_checkpoint = noise.random() < 0.5
+    faults = _faults(noise, disks, is_small)
+    if has_checkpoint and all(disk.may_lose_client for disk in disks):
+        # Long enough that something has been remembered.
+        for _ in range(noise.choice([1, 1, 2, 3])):
+            at = noise.randint(0, len(faults))
+            faults.insert(
+                at, Fault(noise.uniform(0.2, 2), "copier", 0, 0, noise.choice([0.3, 1, 1]))
+            )
     has_digest = noise.random() < 0.5
     options = _options(noise, disks, faults)
     if has_digest:

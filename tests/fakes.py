@@ -11,7 +11,7 @@ from ctypes import c_int
 from dataclasses import dataclass, field
 from random import Random
 
-from v2v_async.errors import ConnectionLostError
+from v2v_async.errors import ConnectionLostError, RequestError
 from v2v_async.handle import Completion, Entries
 
 EIO, ENOTSUP, ENOTCONN = 5, 95, 107
@@ -112,6 +112,39 @@ class FakeHandle:
     def close(self, *, politely: bool = True) -> None:
         assert self.is_lost or not self.waiting, "closed with requests in flight"
 
+    # The same, waiting for the answer.
+
+    def read_now(self, length: int, offset: int) -> bytearray:
+        self._now("read", offset, length)
+        return bytearray(self.content[offset : offset + length])
+
+    def write_now(self, view: memoryview, offset: int) -> None:
+        self._now("write", offset, len(view))
+        self.content[offset : offset + len(view)] = view
+
+    def zero_now(
+        self, length: int, offset: int, *, allocate: bool = False, only_fast: bool = False
+    ) -> None:
+        self._now("zero", offset, length)
+        if only_fast and not self.is_fast:
+            raise RequestError("zero", offset=offset, length=length, reason="", errno=ENOTSUP)
+        self.content[offset : offset + length] = bytes(length)
+
+    def extents_now(self, length: int, offset: int) -> Entries:
+        entries = None if self.is_lost else self.extents(offset, length)
+        if entries is None:
+            raise RequestError("extents", offset=offset, length=length, reason="", errno=EIO)
+        return entries
+
+    def sever(self) -> None:
+        self.is_lost = True
+
+    def _now(self, op: str, offset: int, length: int) -> None:
+        self._check_request(op, offset, length)
+        code = ENOTCONN if self.is_lost else self.fails(op, offset, length)
+        if code:
+            raise RequestError(op, offset=offset, length=length, reason="", errno=code)
+
     # What a test calls.
 
     def answer(self, at: int) -> None:
@@ -139,15 +172,18 @@ class FakeHandle:
         if self.is_lost:
             raise ConnectionLostError("gone")
 
-    def _later(
-        self, op: str, offset: int, length: int, act: Callable[[], None], done: Completion
-    ) -> None:
+    def _check_request(self, op: str, offset: int, length: int) -> None:
         assert length > 0, op
         assert offset % self.block == 0, (op, offset)
         assert length % self.block == 0 or op == "read", (op, length)
         assert offset + length <= len(self.content), (op, offset, length)
-        self._check_connection()
         self.requests.append((op, offset, length))
+
+    def _later(
+        self, op: str, offset: int, length: int, act: Callable[[], None], done: Completion
+    ) -> None:
+        self._check_connection()
+        self._check_request(op, offset, length)
         self.waiting.append(Waiting(act, done, self.fails(op, offset, length), length))
 
 

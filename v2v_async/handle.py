@@ -80,6 +80,7 @@ class Handle:
 
     def __init__(self, contexts: Sequence[str] = (BASE_ALLOCATION,)) -> None:
         self._nbd: Any = nbd.NBD()
+        self._socket: sockets.socket | None = None
         # Our planner keeps within what the server allows; libnbd's own checks would only turn its
         # mistakes into other errors. Zeroing the buffer before each read is wasted work for us.
         with suppress(AttributeError, nbd.Error):
@@ -206,16 +207,17 @@ class Handle:
         except nbd.Error as error:
             raise self._mapped(error) from error
 
-    # The same, waiting for the answer; for short uses and for streams.
+    # The same, waiting for the answer inside libnbd: without the interpreter's lock, and without
+    # waking Python for each part of it that arrives.
 
-    def read_now(self, length: int, offset: int) -> bytes:
+    def read_now(self, length: int, offset: int) -> bytearray:
         """Read and wait.
 
         Raises:
             RequestError: the server refused it.
         """
         try:
-            return bytes(self._nbd.pread(length, offset))
+            return self._nbd.pread(length, offset)  # type: ignore[no-any-return]
         except nbd.Error as error:
             raise _refused("read", offset, length, error) from error
 
@@ -229,6 +231,48 @@ class Handle:
             self._nbd.pwrite(view, offset)
         except nbd.Error as error:
             raise _refused("write", offset, len(view), error) from error
+
+    def zero_now(
+        self, length: int, offset: int, *, allocate: bool = False, only_fast: bool = False
+    ) -> None:
+        """Make a range read as zeroes and wait.
+
+        Raises:
+            RequestError: the server refused it.
+        """
+        try:
+            self._nbd.zero(length, offset, _zero_flags(allocate, only_fast))
+        except nbd.Error as error:
+            raise _refused("zero", offset, length, error) from error
+
+    def extents_now(self, length: int, offset: int) -> Entries:
+        """Ask for the ``base:allocation`` extents of a range and wait.
+
+        Raises:
+            RequestError: the server can't tell.
+        """
+        found: Entries = []
+
+        def extent(context: str, _offset: int, entries: list[Any], error: Any) -> int:
+            if context == BASE_ALLOCATION and error.value == 0:
+                found[:] = _pairs(entries)
+            return 0
+
+        call = getattr(self._nbd, "block_status_64", self._nbd.block_status)
+        try:
+            call(length, offset, extent)
+        except nbd.Error as error:
+            raise _refused("block status", offset, length, error) from error
+        return found
+
+    def sever(self) -> None:
+        """Cut the connection under a call that waits, from another thread; that call then fails.
+
+        Not through libnbd: the call that waits has its lock.
+        """
+        if self._socket is not None:
+            with suppress(OSError):
+                self._socket.shutdown(sockets.SHUT_RDWR)
 
     def flush_now(self) -> None:
         """Flush and wait.
@@ -287,6 +331,9 @@ class Handle:
             with suppress(nbd.Error):
                 self._nbd.shutdown()
         self._nbd = None  # the bindings close a handle when nobody refers to it
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
 
     def _mapped(self, error: Any) -> NbdError:
         if self.is_lost:
@@ -296,10 +343,9 @@ class Handle:
     def _enlarge_socket_buffers(self) -> None:
         # A descriptor of our own, so that closing this object leaves libnbd's alone.
         with suppress(OSError, nbd.Error):
-            copy = os.dup(self._nbd.aio_get_fd())
-            with sockets.socket(fileno=copy) as connected:
-                for option in (sockets.SO_SNDBUF, sockets.SO_RCVBUF):
-                    connected.setsockopt(sockets.SOL_SOCKET, option, _SOCKET_BUFFER)
+            self._socket = sockets.socket(fileno=os.dup(self._nbd.aio_get_fd()))
+            for option in (sockets.SO_SNDBUF, sockets.SO_RCVBUF):
+                self._socket.setsockopt(sockets.SOL_SOCKET, option, _SOCKET_BUFFER)
 
 
 def version() -> str:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from tests.integration.servers import MIB, digest, fragmented, serve
 from v2v_async.copy import engine
 from v2v_async.copy.endpoint import nbd
 from v2v_async.copy.engine import CopyJob, copy_disks
+from v2v_async.copy.geometry import LARGEST_REQUEST
 from v2v_async.copy.shares import Budget
 from v2v_async.copy.worker import Worker
 from v2v_async.events import Event, Reporter
@@ -45,7 +47,7 @@ async def logged_pair(servers: Servers, folder: Path, index: int, size: int) -> 
         words = (f"size={size}", *SLOW, f"logfile={folder}/{name}.asked")
         server = await serve(servers, name, folder, plugin, *words, filters=("log", "delay"))
         ends.append(nbd(server.endpoint))
-    return CopyJob(index, *ends, is_known_zero=True)
+    return CopyJob(index, ends[0], ends[1], is_known_zero=True)
 
 
 async def copy_slow(folder: Path, options: CopyOptions, *, disks: int = 1, size: int) -> Asked:
@@ -122,10 +124,9 @@ async def test_buffers_keep_to_the_budget(
     monkeypatch.setattr(engine, "Budget", make)
     await copy_slow(short_tmp, options, disks=3, size=64 * MIB)
     assert budgets[0].limit == engine.MAX_BYTES_IN_FLIGHT
-    # Each lane has one buffer whatever the others hold, or it would never end.
-    lanes = engine.MAX_LANES if options.request_size == 32 * MIB else 0
-    must = lanes * (options.request_size or 0)
-    assert MIB < budgets[0].most_taken <= max(engine.MAX_BYTES_IN_FLIGHT, must)
+    # Each lane has one buffer whatever the others hold, or it might wait for ever.
+    first_ones = engine.MAX_LANES * (options.request_size or LARGEST_REQUEST)
+    assert MIB < budgets[0].most_taken < engine.MAX_BYTES_IN_FLIGHT + first_ones
     assert budgets[0].taken == 0
 
 
@@ -133,7 +134,8 @@ async def test_a_small_budget_is_kept(short_tmp: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(engine, "MAX_BYTES_IN_FLIGHT", 4 * MIB)
     options = CopyOptions(connections=2, requests=16, request_size=512 * KIB)
     asked = await copy_slow(short_tmp, options, disks=2, size=32 * MIB)
-    assert asked.both.most_bytes() <= 4 * MIB
+    # Without it 32 MiB may be on their way; with it 4, and a first buffer for each of 4 lanes.
+    assert 3 * MIB <= asked.both.most_bytes() <= 6 * MIB
 
 
 @pytest.mark.parametrize(
@@ -163,10 +165,11 @@ async def test_threads(
                 polling.discard(threading.get_ident())
 
     monkeypatch.setattr(engine, "Worker", Counted)
-    before = threading.active_count()
     threads: list[int] = []
     async with running_servers(V2VDir(short_tmp)) as servers:
         jobs = [await logged_pair(servers, short_tmp, at, 8 * MIB) for at in (1, 2, 3, 4)]
+        # Python 3.11 waits for each of the servers in a thread.
+        before = threading.active_count()
         await copy_disks(
             jobs, Reporter(lambda e: threads.append(threading.active_count()), "t"), options
         )
@@ -189,7 +192,7 @@ async def test_synchronous_is_one_request_at_a_time_in_order(short_tmp: Path) ->
             server = await serve(servers, name, short_tmp, "file", *words, filters=("log", "delay"))
             ends.append(nbd(server.endpoint))
         options = CopyOptions(synchronous=True, connections=8, requests=64)
-        await copy_disks([CopyJob(1, *ends)], quiet(), options)
+        await copy_disks([CopyJob(1, ends[0], ends[1])], quiet(), options)
     assert digest(target) == digest(source)
     for log in (read_logs(path) for path in logs):
         moves = log.of("Read", "Write", "Zero", failed=True)
@@ -197,7 +200,7 @@ async def test_synchronous_is_one_request_at_a_time_in_order(short_tmp: Path) ->
         assert [request.offset for request in moves] == sorted(request.offset for request in moves)
     both = read_logs(*logs).of("Read", "Write", failed=True)
     assert len(both) > 20
-    assert all(one.ended < other.began for one, other in zip(both, both[1:], strict=False))
+    assert all(one.ended < other.began for one, other in pairwise(both))
 
 
 @dataclass(frozen=True)
@@ -259,12 +262,15 @@ async def test_requests_keep_to_the_block_sizes(
     async with running_servers(V2VDir(short_tmp)) as servers:
         for name, path, sizes in (("in1", content, source), ("out1", sink, target)):
             log = f"logfile={short_tmp}/{name}.asked"
-            filters = ("log", "blocksize-policy")
-            filters += ("nozero",) if name == "out1" and zeroes == "none" else ()
+            filters = ["log", "blocksize-policy"]
+            if name == "out1" and zeroes == "none":
+                filters.append("nozero")
             words = (f"file={path}", log, *sizes.words)
-            server = await serve(servers, name, short_tmp, "file", *words, filters=filters)
+            server = await serve(servers, name, short_tmp, "file", *words, filters=tuple(filters))
             ends.append(nbd(server.endpoint))
-        await copy_disks([CopyJob(1, *ends)], quiet(), CopyOptions(request_size=request_size))
+        await copy_disks(
+            [CopyJob(1, ends[0], ends[1])], quiet(), CopyOptions(request_size=request_size)
+        )
     assert digest(sink) == digest(content)
     for name, sizes in (("in1", source), ("out1", target)):
         asked = read_logs(short_tmp / f"{name}.asked").of("Read", "Write", "Zero", failed=True)

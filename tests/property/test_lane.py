@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import random
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.fakes import FakeHandle
+from v2v_async.copy.blocking import BlockingLane
 from v2v_async.copy.digest import DigestKind, DiskDigest
 from v2v_async.copy.disk import DiskCopy
 from v2v_async.copy.geometry import Geometry, geometry
@@ -102,6 +104,7 @@ def share(request_size: int, depth: int, *, retries: int = 0) -> Shared:
     zeroes=st.sampled_from(["no", "slow", "fast"]),
     sparse=st.sampled_from([None, 0, 512]),
     allocated=st.booleans(),
+    waits=st.booleans(),
     lanes=st.integers(1, 3),
     depth=st.integers(1, 4),
     larger=st.sampled_from([0, 4096, 100000]),
@@ -118,6 +121,7 @@ def test_every_byte_arrives_in_any_order(
     zeroes: str,
     sparse: int | None,
     allocated: bool,
+    waits: bool,
     lanes: int,
     depth: int,
     larger: int,
@@ -145,6 +149,7 @@ def test_every_byte_arrives_in_any_order(
         digest=digest,
     )
     sources, targets, all_lanes = [], [], []
+    blocking = []
     shared = share(shape.request_size, depth)
     for _ in range(lanes):
         source = FakeHandle(
@@ -158,19 +163,25 @@ def test_every_byte_arrives_in_any_order(
         )
         sources.append(source)
         targets.append(sink)
-        all_lanes.append(TransferLane(copy, source, sink, shared, lambda: None))
+        if waits:
+            blocking.append(BlockingLane(copy, source, sink, shared, lambda: None, 0))
+        else:
+            all_lanes.append(TransferLane(copy, source, sink, shared, lambda: None))
+    order.shuffle(blocking)
+    for lane in blocking:
+        lane.run()
 
     budget = lanes * depth * max(shape.request_size, target_block)
-    while not all(lane.is_done for lane in all_lanes):
-        for lane in all_lanes:
-            lane.advance()
+    while not all(transfer.is_done for transfer in all_lanes):
+        for transfer in all_lanes:
+            transfer.advance()
         assert sum(s.bytes_waiting for s in sources) <= budget
         ready = [h for h in (*sources, *targets) if h.waiting]
         if not ready:
             break
         handle = order.choice(ready)
         handle.answer(order.randrange(len(handle.waiting)))
-    assert all(lane.is_done for lane in all_lanes)
+    assert all(transfer.is_done for transfer in all_lanes)
     assert copy.error is None
     assert copy.is_complete
 
@@ -182,8 +193,8 @@ def test_every_byte_arrives_in_any_order(
     assert landed.landed == landed.total == len(content)
     assert landed.data == landed.copied
     assert digest.hexdigest() == digest_of(content, 512)
-    for lane in all_lanes:
-        lane.finished()
+    for transfer in all_lanes:
+        transfer.finished()
     assert shared.budget.taken == 0
     ops = {op for handle in targets for op, _, _ in handle.requests}
     if zeroes == "no" or (target_is == "known zero" and not allocated):
@@ -327,6 +338,129 @@ def test_no_byte_is_lost_when_servers_die_and_come_back(
     assert landed.data == landed.copied
     assert digest.hexdigest() == digest_of(content, 512)
     assert shared.budget.taken == 0
+
+
+@settings(deadline=None, max_examples=200, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    content=disks(),
+    is_known_zero=st.booleans(),
+    can_zero=st.booleans(),
+    cuts=st.lists(st.tuples(st.integers(0, 40), st.sampled_from(["source", "target"])), max_size=8),
+    flush_after=st.integers(1, 5),
+)
+def test_a_lane_that_waits_loses_no_byte_when_servers_die(
+    content: bytearray,
+    is_known_zero: bool,
+    can_zero: bool,
+    cuts: list[tuple[int, str]],
+    flush_after: int,
+) -> None:
+    """Each cut comes after so many requests of its lane; a target forgets what is not flushed."""
+    size = len(content)
+    target = bytearray([0 if is_known_zero else 0xEE]) * size
+    durable = bytearray(target)
+    shape = make_geometry(size, 1, size, 1, 4096)
+    digest = DiskDigest(DigestKind("sha256", 512), size)
+    copy = DiskCopy(1, shape, is_known_zero=is_known_zero, can_zero=can_zero, digest=digest)
+    promised: list[tuple[int, int]] = []
+    copy.on_durable = promised.extend
+    shared = share(shape.request_size, 1)
+    left = list(cuts)
+    rounds = 0
+    while not copy.is_complete:
+        rounds += 1
+        source = FakeHandle(content, extents=lambda o, n: honest(content[o : o + n], 512))
+        sink = FakeHandle(target)
+        count, side = left.pop() if left else (1 << 30, "source")
+        victim = source if side == "source" else sink
+        seen = {"n": 0}
+
+        def fails(op: str, offset: int, length: int, victim: FakeHandle = victim) -> int:
+            seen["n"] += 1  # noqa: B023
+            if seen["n"] > count:  # noqa: B023
+                victim.is_lost = True
+                return 107
+            return 0
+
+        victim.fails = fails
+        lane = BlockingLane(copy, source, sink, shared, lambda: None, copy.epoch)
+        lane.run()
+        if lane.lost is not None and lane.lost[0] == "target":
+            target[:] = durable
+        elif rounds % flush_after == 0 and copy.begin_flush():
+            durable[:] = target
+            copy.flushed(copy.epoch)
+        for offset, length in promised:
+            assert durable[offset : offset + length] == content[offset : offset + length]
+        assert copy.error is None
+    assert target == content
+    landed = copy.bytes()
+    assert landed.landed == landed.total == size
+    assert landed.data == landed.copied
+    assert digest.hexdigest() == digest_of(content, 512)
+    assert shared.budget.taken == 0
+
+
+def test_a_lane_that_waits_leaves_a_slow_server_to_others() -> None:
+    """It stops after its request: what it has done counts, the rest is to be done."""
+    content = bytearray(random.Random(3).randbytes(300_000))
+    target = bytearray(len(content))
+    shape = make_geometry(len(content), 1, len(content), 1, 4096)
+    copy = DiskCopy(1, shape)
+    shared = share(shape.request_size, 4)
+
+    def slow(op: str, offset: int, length: int) -> int:
+        shared.is_slow = shared.is_slow or offset >= 20_000
+        return 0
+
+    BlockingLane(
+        copy, FakeHandle(content, fails=slow), FakeHandle(target), shared, _nothing, 0
+    ).run()
+    assert copy.has_todo
+    done = copy.bytes()
+    assert done.copied == 24_576
+    assert done.landed == done.copied
+    assert done.data == len(content)
+    source, sink = FakeHandle(content), FakeHandle(target)
+    lane = TransferLane(copy, source, sink, shared, _nothing)
+    while not lane.is_done:
+        lane.advance()
+        for handle in (source, sink):
+            while handle.waiting:
+                handle.answer(0)
+    assert target == content
+    assert copy.bytes().landed == len(content)
+
+
+@pytest.mark.parametrize("op", ["read", "write", "zero"])
+@pytest.mark.parametrize(
+    ("code", "tries"), [(5, 4), (28, 1), (1, 1)], ids=["EIO", "ENOSPC", "EPERM"]
+)
+def test_a_lane_that_waits_tries_again_where_it_helps(
+    op: str, code: int, tries: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("v2v_async.copy.blocking.pause", lambda attempt: 0.0)
+    content = bytearray(b"x" * 8192 + bytes(8192))
+    shape = make_geometry(len(content), 1, len(content), 1, 4096)
+    copy = DiskCopy(4, shape)
+    shared = share(shape.request_size, 1, retries=3)
+
+    def fails(what: str, offset: int, length: int) -> int:
+        return code if what == op else 0
+
+    source = FakeHandle(content, extents=lambda o, n: honest(content[o : o + n], 4096), fails=fails)
+    sink = FakeHandle(bytearray(b"o" * len(content)), fails=fails)
+    BlockingLane(copy, source, sink, shared, _nothing, 0).run()
+    assert isinstance(copy.error, CopyError)
+    assert copy.error.disk == 4
+    assert copy.error.offset == (8192 if op == "zero" else 0)
+    handle = source if op == "read" else sink
+    assert [what for what, _, _ in handle.requests].count(op) == tries
+    assert copy.bytes().landed < len(content)
+
+
+def _nothing() -> None:
+    """Do nothing."""
 
 
 def digest_of(content: bytearray, block: int) -> str:

@@ -22,10 +22,10 @@ class CompareLane(Lane):
 
     buffers_per_slot = 2
 
-    def _plan_of(self, ahead: Ahead, told: int) -> Plan:
+    def _plan_of(self, ahead: Ahead) -> Plan:
         chunk = ahead.chunk
-        chunk.data = told
-        return Plan([(chunk.offset, chunk.offset + told, "data")])
+        chunk.data = chunk.length
+        return Plan([(chunk.offset, chunk.end, "data")])
 
     def _begin(self, slot: Slot) -> None:
         slot.state = "comparing"

@@ -170,6 +170,15 @@ class DiskCopy:
             self._todo.appendleft((chunk.offset + length, chunk.end, chunk.is_there))
             chunk.length = length
 
+    def keep(self, chunk: Chunk, length: int) -> None:
+        """Keep only the first ``length`` bytes of a planned chunk, which are done."""
+        rest = chunk.length - length
+        self.shorten(chunk, length)
+        if not chunk.is_there:
+            # All that was planned there counts as not examined yet.
+            chunk.examined -= rest
+            chunk.data = chunk.copied
+
     def give_back(self, chunk: Chunk) -> None:
         """Do a chunk again, all of it: its lane could not finish it."""
         with self._lock:
@@ -257,6 +266,10 @@ class DiskCopy:
             chunks = [*self._flushing, *self._landed]
             self._flushing, self._landed = [], []
         self.on_durable([(chunk.offset, chunk.length) for chunk in chunks])
+
+    def counted(self, offset: int, length: int) -> int:
+        """Return how many of these bytes belong to the source (padding does not)."""
+        return max(0, min(offset + length, self.geometry.size) - offset)
 
     @property
     def zero_size(self) -> int:

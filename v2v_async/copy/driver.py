@@ -17,12 +17,13 @@ from collections import deque
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import anyio
 import anyio.from_thread
 import anyio.to_thread
 
+from v2v_async.copy.blocking import BlockingLane
 from v2v_async.copy.disk import DiskCopy
 from v2v_async.copy.geometry import geometry
 from v2v_async.copy.job import CopyJob, DiskResult
@@ -42,7 +43,7 @@ from v2v_async.copy.shares import Budget
 from v2v_async.copy.throttle import Throttle
 from v2v_async.copy.transfer import TransferLane
 from v2v_async.copy.tuning import MAX_DEPTH, Limits, Setting, Tuner
-from v2v_async.copy.worker import Worker
+from v2v_async.copy.worker import DRAIN_S, Worker
 from v2v_async.errors import NbdError, V2VError
 from v2v_async.events import Bytes, Reporter
 from v2v_async.options import CopyOptions
@@ -52,8 +53,10 @@ if TYPE_CHECKING:
     from v2v_async.copy.digest import DiskDigest
     from v2v_async.copy.remembering import Memory
 
-# Two pairs keep two processors busy; on a fast local server more brought less (1.8 s became 2.1 s).
-LANES_PER_DISK = 2
+AnyLane: TypeAlias = Lane | BlockingLane
+
+# nbdcopy's default, and the best of 2, 4 and 8 on two processors (benchmarks/README.md).
+LANES_PER_DISK = 4
 MOST_LANES_PER_DISK = 8
 """Over a link of 20 ms throughput grew five-fold from 1 to 8 connections (Xen Orchestra #7216)."""
 REQUESTS_PER_LANE = 4
@@ -92,11 +95,12 @@ class DiskDriver:
         self._memory = memory
         self._share = 1
         self._changed = anyio.Event()
-        self._lanes: dict[Lane, Pair] = {}
+        self._lanes: dict[AnyLane, Pair] = {}
+        self._hung_since: dict[AnyLane, float] = {}
         self.digest: DiskDigest | None = None
         self._idle: list[Pair] = []
         self._templates: list[Opened] = []
-        self._ended: deque[Lane] = deque()
+        self._ended: deque[AnyLane] = deque()
         self._witness: Pair | None = None
         self._kept_target: Pair | None = None
         self._failures = 0
@@ -132,8 +136,8 @@ class DiskDriver:
         first = Pair(source, target)
         self._idle.append(first)
         # More are opened from it, also when the first lane has gone and its files are closed.
-        self._templates = [template(source), template(target)]
-        self._first = Pair(*self._templates)
+        self._first = Pair(template(source), template(target))
+        self._templates = [self._first.source, self._first.target]
         self._most = self._most_lanes(first)
         if options.digest is not None:
             from v2v_async.copy.digest import DiskDigest, parse_kind
@@ -218,7 +222,7 @@ class DiskDriver:
         return {
             "size": shape.size,
             "connections": min(setting.connections, self._most),
-            "requests": setting.depth,
+            "requests": 1 if self._waits else setting.depth,
             "request_size": setting.request_size,
             "block_size": shape.block,
             "source_extents": copy.can_extents,
@@ -263,6 +267,7 @@ class DiskDriver:
         self.reporter.emit("started", bytes=self.copy.bytes())
         try:
             async with anyio.create_task_group() as group:
+                self._threads = group
                 group.start_soon(self._tick)
                 if self._options.flush and self._first.target.info.can_flush:
                     group.start_soon(self._flush_now_and_then)
@@ -287,7 +292,7 @@ class DiskDriver:
         setting = self._shared.tuner.setting
         told: dict[str, object] = {
             "connections": min(setting.connections, self._most),
-            "requests": setting.depth,
+            "requests": 1 if self._waits else setting.depth,
             "request_size": setting.request_size,
         }
         if self.result.digest is not None:
@@ -328,24 +333,39 @@ class DiskDriver:
             raise work.error
 
     def _wanted(self) -> int:
-        return max(1, min(self._share, self._shared.tuner.setting.connections, self._most))
+        connections = self._shared.tuner.setting.connections
+        return max(1, min(self._share, connections, self._most))
+
+    @property
+    def _waits(self) -> bool:
+        """Whether lanes wait for each answer: with servers that are near, on several connections.
+
+        One connection alone needs several requests on their way to keep both sides busy.
+        """
+        if self._options.synchronous:
+            return True
+        return self._most > 1 and self._options.threads != 1 and not self._shared.is_slow
 
     async def _add_lane(self, kind: type[Lane]) -> None:
         pair = await self._pair()
         if pair is None:
             return
-        lane = kind(
-            self._work,
-            pair.source.end,
-            pair.target.end,
-            self._shared,
-            lambda: self._lane_done(lane),
-            epoch=pair.epoch,
+        lane: AnyLane
+        ends = pair.source.end, pair.target.end
+        if kind is TransferLane and self._waits:
+            lane = BlockingLane(
+                self._work, *ends, self._shared, lambda: self._lane_done(lane), pair.epoch
+            )
+            self._lanes[lane] = pair
+            self._threads.start_soon(_run_thread, lane)
+            return
+        lane = made = kind(
+            self._work, *ends, self._shared, lambda: self._lane_done(lane), epoch=pair.epoch
         )
         self._lanes[lane] = pair
-        min(self._common.workers, key=lambda worker: worker.load).add(lane)
+        min(self._common.workers, key=lambda worker: worker.load).add(made)
 
-    def _lane_done(self, lane: Lane) -> None:
+    def _lane_done(self, lane: AnyLane) -> None:
         """Called in the worker's thread."""
         self._ended.append(lane)
         anyio.from_thread.run_sync(lambda: self._changed.set())
@@ -355,6 +375,7 @@ class DiskDriver:
         copy = self._work
         epoch = copy.epoch
         kept, self._kept_target = self._kept_target, None
+        side = "target"
         try:
             if self._has_witness:
                 await self._call_witness(epoch)
@@ -362,8 +383,14 @@ class DiskDriver:
                 pair = self._idle.pop()
                 if pair.epoch == epoch and not pair.source.end.is_lost:
                     return pair
-                await pair.close()
+                if self._most == 1 and pair.epoch == epoch and kept is None:
+                    kept = pair  # only its target can flush what it has written
+                    await pair.close_source()
+                else:
+                    await pair.close()
+            side = "source"
             source = await another(self._first.source, wants_extents=copy.can_extents)
+            side = "target"
             if kept is not None and kept.epoch == epoch:
                 return Pair(source, kept.target, epoch)
             try:
@@ -373,10 +400,10 @@ class DiskDriver:
                 raise
         except (NbdError, TimeoutError) as error:
             self._kept_target = kept
-            await self._try_later("connecting", error)
+            await self._try_later(f"connecting to the {side}", error)
             return None
         except V2VError as error:
-            copy.fail("connecting", error)
+            copy.fail(f"connecting to the {side}", error)
             return None
         return Pair(source, target, epoch)
 
@@ -394,9 +421,13 @@ class DiskDriver:
         made = await another(self._first.target, wants_extents=False)
         self._witness = Pair(made, made, epoch)
 
-    async def _after(self, lane: Lane) -> None:
+    async def _after(self, lane: AnyLane) -> None:
         """Deal with a lane that has ended: keep its connections, or find out why they are gone."""
         pair = self._lanes.pop(lane)
+        self._hung_since.pop(lane, None)
+        if pair.target.end.is_lost:
+            # Where both were lost at once the lane may have told only of the source.
+            self._work.target_lost(lane.epoch)
         if lane.lost is None and lane.epoch == self._work.epoch and not lane.in_flight:
             self._idle.append(pair)
             return
@@ -466,6 +497,8 @@ class DiskDriver:
         except NbdError as error:
             await self._flush_failed(epoch, error)
             return False
+        if self._work.epoch != epoch:
+            return False  # the flush of now and then has failed meanwhile: there is more to do
         self._work.everything_flushed()
         return True
 
@@ -518,12 +551,15 @@ class DiskDriver:
                 while self._ended:
                     lane = self._ended.popleft()
                     pair = self._lanes.pop(lane)
+                    self._hung_since.pop(lane, None)
                     if lane.in_flight:  # its server hangs: a good-bye would hang as well
                         await pair.close(politely=False)
                     else:
                         self._idle.append(pair)
                 if self._lanes:
-                    await self._changed.wait()
+                    self._sever_hung()
+                    with anyio.move_on_after(_REPORT_EVERY_S):
+                        await self._changed.wait()
 
     async def _close_all(self) -> None:
         kept = [pair for pair in (self._witness, self._kept_target) if pair is not None]
@@ -535,8 +571,21 @@ class DiskDriver:
         self._witness = self._kept_target = None
 
     def _wake(self) -> None:
+        """Called by any thread."""
         for worker in self._common.workers:
             worker.wake()
+        for lane in list(self._lanes):
+            if isinstance(lane, BlockingLane):
+                lane.wake()
+
+    def _sever_hung(self) -> None:
+        """Cut the connections of lanes that ought to end and wait for servers that hang."""
+        now = anyio.current_time()
+        for lane in list(self._lanes):
+            if not (isinstance(lane, BlockingLane) and lane.is_ending):
+                continue
+            if now - self._hung_since.setdefault(lane, now) > DRAIN_S:
+                lane.sever()
 
     # Telling, and what has to be done now and then.
 
@@ -555,6 +604,7 @@ class DiskDriver:
                 self.reporter.debug(_told(setting))
                 if more:
                     self._changed.set()
+            self._sever_hung()
             if self._memory is not None:
                 await self._memory.save()
             await anyio.sleep(_REPORT_EVERY_S)
@@ -563,6 +613,12 @@ class DiskDriver:
         if self._memory is not None:
             return min(self._memory.interval_s, self._flush_every_s)
         return self._flush_every_s
+
+
+async def _run_thread(lane: BlockingLane) -> None:
+    # Threads can't be cancelled; this one ends soon after its disk is told to stop.
+    with anyio.CancelScope(shield=True):
+        await anyio.to_thread.run_sync(lane.run, limiter=anyio.CapacityLimiter(1))
 
 
 def _told(setting: Setting) -> str:

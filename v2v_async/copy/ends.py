@@ -19,6 +19,37 @@ from typing import Protocol
 from v2v_async.handle import Completion, Entries
 
 
+class BlockingEnd(Protocol):
+    """What a lane of one request at a time needs: calls that wait for the answer.
+
+    They raise RequestError where the request failed, and where the connection is lost.
+    """
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether it can't be used any more."""
+
+    def read_now(self, length: int, offset: int) -> bytearray:
+        """Return ``length`` bytes from ``offset``."""
+
+    def write_now(self, view: memoryview, offset: int) -> None:
+        """Write all of ``view`` at ``offset``."""
+
+    def zero_now(
+        self, length: int, offset: int, *, allocate: bool = False, only_fast: bool = False
+    ) -> None:
+        """Make a range read as zeroes, as :meth:`End.zero` does."""
+
+    def extents_now(self, length: int, offset: int) -> Entries:
+        """Return the ``base:allocation`` extents of a range."""
+
+    def flush_now(self) -> None:
+        """Put all finished writes on stable storage."""
+
+    def sever(self) -> None:
+        """Make a call that waits in another thread fail, where that can be done."""
+
+
 class End(Protocol):
     """What a lane needs of a source or a target. Used by one thread at a time.
 
@@ -76,3 +107,7 @@ class End(Protocol):
 
     def close(self, *, politely: bool = True) -> None:
         """Close it. Requests in flight must have been waited for."""
+
+
+class DiskEnd(End, BlockingEnd, Protocol):
+    """An end that can be used either way: what files, NBD connections and ``null:`` are."""

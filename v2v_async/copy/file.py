@@ -155,7 +155,7 @@ class FileEnd:
 
     # The same, raising.
 
-    def read_now(self, length: int, offset: int) -> bytes:
+    def read_now(self, length: int, offset: int) -> bytearray:
         """Read and return ``length`` bytes.
 
         Raises:
@@ -164,7 +164,7 @@ class FileEnd:
         memory = bytearray(length)
         code = _errno_of(self._read, memoryview(memory), offset)
         self._raise("read", code, offset, length)
-        return bytes(memory)
+        return memory
 
     def write_now(self, view: memoryview, offset: int) -> None:
         """Write all of ``view``.
@@ -174,13 +174,15 @@ class FileEnd:
         """
         self._raise("write", _errno_of(self._write, view, offset), offset, len(view))
 
-    def zero_now(self, length: int, offset: int, *, allocate: bool = False) -> None:
+    def zero_now(
+        self, length: int, offset: int, *, allocate: bool = False, only_fast: bool = False
+    ) -> None:
         """Make a range read as zeroes.
 
         Raises:
             RequestError: it failed.
         """
-        code = _errno_of(self._zero, length, offset, allocate, False)
+        code = _errno_of(self._zero, length, offset, allocate, only_fast)
         self._raise("zero", code, offset, length)
 
     def extents_now(self, length: int, offset: int) -> Entries:
@@ -201,6 +203,9 @@ class FileEnd:
             RequestError: it failed.
         """
         self._raise("flush", _errno_of(self._flush), 0, 0)
+
+    def sever(self) -> None:
+        """Do nothing: what the kernel does for a file can't be cut short."""
 
     # There is nothing to poll.
 

@@ -18,7 +18,6 @@ by its slot after a while, where that makes sense.
 from __future__ import annotations
 
 import errno as errno_codes
-import os
 import threading
 import time
 from abc import ABC, abstractmethod
@@ -27,39 +26,23 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
+from v2v_async.copy.chunks import Reply, Stride, count_skipped, plan_chunk
 from v2v_async.copy.disk import Chunk, DiskCopy
 from v2v_async.copy.ends import End
 from v2v_async.copy.plan import Part, Plan
+from v2v_async.copy.retrying import RETRYABLE, pause, refused
 from v2v_async.copy.shares import Budget
 from v2v_async.copy.throttle import Throttle, request_limit
-from v2v_async.copy.tuning import Tuner
-from v2v_async.errors import ConnectionLostError, NbdError, RequestError
+from v2v_async.copy.tuning import SLOW_S, Tuner
+from v2v_async.errors import ConnectionLostError, NbdError
 from v2v_async.handle import Completion, Entries, ZeroTest
 
 Side: TypeAlias = Literal["source", "target"]
 
-# Asking again helps where the cause may pass. A full disk, a refused or an impossible request stay.
-_RETRYABLE = frozenset(
-    {
-        errno_codes.EIO,
-        errno_codes.EAGAIN,
-        errno_codes.EBUSY,
-        errno_codes.EINTR,
-        errno_codes.ENOMEM,
-        errno_codes.ETIMEDOUT,
-        errno_codes.ESHUTDOWN,
-    }
-)
-_FIRST_PAUSE_S, _LAST_PAUSE_S = 0.1, 5.0
+# So many requests tell how fast a server is: the first of each of four lanes are enough.
+_PACES = 4
 # Ends that answer at once (files) would otherwise keep a thread from its other lanes.
 _TURNS = 64
-# A chunk without data is followed by a larger one, up to what a 32-bit reply can tell.
-_LARGEST_EMPTY_CHUNK = 2 * 1024**3
-
-
-def pause(attempt: int) -> float:
-    """Return seconds to wait before the attempt after ``attempt`` (from 1) failed ones."""
-    return float(min(_FIRST_PAUSE_S * 2 ** (attempt - 1), _LAST_PAUSE_S))
 
 
 class Slot:
@@ -125,29 +108,41 @@ class Slot:
 class Ahead:
     """A chunk whose extents have been asked for, of the source and perhaps of the target."""
 
-    __slots__ = ("chunk", "pending", "source", "source_code", "target", "target_code")
+    __slots__ = ("chunk", "pending", "source", "target")
 
     def __init__(self, chunk: Chunk) -> None:
         self.chunk = chunk
         self.pending = 0
-        self.source: Entries = []
-        self.target: Entries | None = None
-        self.source_code = 0
-        self.target_code = 0
+        self.source = Reply()
+        self.target: Reply | None = None
 
 
 @dataclass(slots=True)
 class Shared:
     """What the lanes of a disk share, and some of it those of all disks.
 
-    ``retries``: times that a failing request is sent again.
+    ``retries``: times that a failing request is sent again. ``is_slow``: answers take so long that
+    many requests are wanted at once.
     """
 
     tuner: Tuner
     budget: Budget
     throttle: Throttle | None = None
     retries: int = 0
+    is_slow: bool = False
+    _paces: list[float] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def note_pace(self, seconds: float) -> None:
+        """Take in how long one of a blocking lane's requests took, from any thread.
+
+        The shortest of several counts: on a busy machine any one may wait for a processor.
+        """
+        with self._lock:
+            self._paces.append(seconds)
+            if len(self._paces) >= _PACES:
+                self.is_slow = self.is_slow or min(self._paces) >= SLOW_S
+                self._paces.clear()
 
     def note(self, slot: Slot) -> None:
         """Tell the tuner that a read has been answered."""
@@ -196,7 +191,7 @@ class Lane(ABC):
         self._ahead: Ahead | None = None
         self._queries = 0
         self._no_more = False
-        self._chunk_size = disk.geometry.chunk
+        self._stride = Stride(disk)
         self._setting = shared.tuner.setting
         self._request_size = self._slot_size = 0
         self._resize()
@@ -215,9 +210,9 @@ class Lane(ABC):
     def _again(self, slot: Slot) -> None:
         """Send again what failed."""
 
-    @abstractmethod
-    def _plan_of(self, ahead: Ahead, told: int) -> Plan:
-        """Return the requests for the first ``told`` bytes of a chunk whose extents are known."""
+    def _plan_of(self, ahead: Ahead) -> Plan:
+        """Return the requests for a chunk whose extents are known."""
+        return plan_chunk(self.disk, ahead.chunk, ahead.source, ahead.target)
 
     # What the worker calls.
 
@@ -284,10 +279,12 @@ class Lane(ABC):
 
     def _fail_connection(self, error: NbdError) -> None:
         """Sort out what could not be sent: a lost connection, or a mistake of ours."""
-        for side, end in (("source", self.source), ("target", self.target)):
-            if end.is_lost:
-                self.lose(side, error)  # type: ignore[arg-type]
-                return
+        sides: tuple[tuple[Side, End], ...] = (("source", self.source), ("target", self.target))
+        lost = [side for side, end in sides if end.is_lost]
+        for side in lost:  # perhaps both: then what the target forgot has to be copied again
+            self.lose(side, error)
+        if lost:
+            return
         if isinstance(error, ConnectionLostError):
             self.lose("source", error)
         else:
@@ -329,7 +326,7 @@ class Lane(ABC):
             assert chunk is not None
             if kind == "skip":
                 free.appendleft(slot)
-                self._skip(chunk, offset, end)
+                count_skipped(self.disk, chunk, offset, end - offset)
                 continue
             if (
                 kind == "data"
@@ -370,12 +367,11 @@ class Lane(ABC):
             if ahead is None or ahead.pending:
                 return None
             self._ahead = None
-            self._start(ahead)
+            self._chunk = chunk = ahead.chunk
+            self._chunks[chunk] = None
+            self._plan = self._plan_of(ahead)
             # A chunk holds all that may be in flight, or the lane would wait for extents.
-            chunk_size = self.disk.geometry.chunk
-            wanted = 2 * self._request_size * self._setting.depth
-            if self._chunk_size < wanted:
-                self._chunk_size = -(-wanted // chunk_size) * chunk_size
+            self._stride.follow(chunk, 2 * self._request_size * self._setting.depth)
             self._look_ahead()
 
     def _smoothed(self, size: int, throttle: Throttle) -> int:
@@ -384,41 +380,11 @@ class Lane(ABC):
         block = self.disk.geometry.block
         return size if limit is None else min(size, max(limit // block * block, block))
 
-    def _start(self, ahead: Ahead) -> None:
-        """Begin a chunk whose extents are known."""
-        chunk = ahead.chunk
-        told = chunk.length
-        if ahead.source_code or not ahead.source:
-            # A server that can't tell is not asked again: all of it is data.
-            if not chunk.is_there:
-                self.disk.can_extents = False
-            ahead.source = []
-        elif not chunk.is_there:
-            said = sum(length for length, _ in ahead.source)
-            block = self.disk.geometry.block
-            if said < told and chunk.offset + said < self.disk.geometry.size:
-                # The rest is asked for again; what does not fill a block is data.
-                told = min(max(said // block * block, block), told)
-        if ahead.target_code:
-            self.disk.can_target_extents = False
-            ahead.target = None
-        if told < chunk.length:
-            self.disk.shorten(chunk, told)
-        chunk.examined = 0 if chunk.is_there else chunk.length
-        self._plan = self._plan_of(ahead, told)
-        self._chunk = chunk
-        self._chunks[chunk] = None
-        base = self.disk.geometry.chunk
-        if chunk.examined and not chunk.data:
-            self._chunk_size = min(max(self._chunk_size, base) * 4, _LARGEST_EMPTY_CHUNK)
-        else:
-            self._chunk_size = base
-
     def _look_ahead(self) -> None:
         if self.disk.is_stopping:
             self._no_more = True
             return
-        chunk = self.disk.claim(self._chunk_size)
+        chunk = self.disk.claim(self._stride.size)
         if chunk is None:
             self._no_more = True
             return
@@ -426,16 +392,14 @@ class Lane(ABC):
         if chunk.is_there:
             return
         if self.disk.can_extents:
-            self._ask(ahead, self.source, "source")
+            self._ask(ahead, self.source, ahead.source)
             if self.disk.can_target_extents and not self.disk.is_known_zero:
-                self._ask(ahead, self.target, "target")
+                ahead.target = Reply()
+                self._ask(ahead, self.target, ahead.target)
 
-    def _ask(self, ahead: Ahead, end: End, side: Side) -> None:
+    def _ask(self, ahead: Ahead, end: End, reply: Reply) -> None:
         def told(entries: Entries) -> None:
-            if side == "source":
-                ahead.source = entries
-            else:
-                ahead.target = entries
+            reply.entries = entries
 
         def done(error: Any) -> int:
             code = error.value
@@ -443,10 +407,7 @@ class Lane(ABC):
             def answered() -> None:
                 self._queries -= 1
                 ahead.pending -= 1
-                if side == "source":
-                    ahead.source_code = code
-                else:
-                    ahead.target_code = code
+                reply.code = code
 
             self._answers.append(answered)
             return 1
@@ -456,18 +417,12 @@ class Lane(ABC):
         self._queries += 1
         try:
             end.block_status(chunk.length, chunk.offset, told, done)
-        except ConnectionLostError:
+        except NbdError as error:
             ahead.pending -= 1
             self._queries -= 1
-            raise
-        except NbdError:
-            # It never negotiated them, or refuses the range.
-            self._queries -= 1
-            ahead.pending -= 1
-            if side == "source":
-                ahead.source_code = errno_codes.ENOTSUP
-            else:
-                ahead.target_code = errno_codes.ENOTSUP
+            if isinstance(error, ConnectionLostError):
+                raise
+            reply.code = errno_codes.ENOTSUP  # it never negotiated them, or refuses the range
 
     def _new_slot(self) -> Slot | None:
         """Return one more slot, None where there may be no more or no memory is left for it."""
@@ -523,16 +478,11 @@ class Lane(ABC):
         self._queries -= 1
         if code:
             # What it had may be gone, as after a loss of the connection: so it is taken for one.
-            self.lose("target", _refused("flush", 0, 0, code))
+            self.lose("target", refused("flush", 0, 0, code))
         else:
             self.disk.flushed(self.epoch)
 
     # Requests that are done, or failed.
-
-    def _skip(self, chunk: Chunk, offset: int, end: int) -> None:
-        chunk.skipped += self._counted(offset, end - offset)
-        if self.disk.digest is not None:
-            self.disk.digest.add_zeroes(offset, self._counted(offset, end - offset))
 
     def _release(self, slot: Slot) -> None:
         """Free a slot whose request is done."""
@@ -555,13 +505,13 @@ class Lane(ABC):
     def _failed(self, slot: Slot, op: str, side: Side) -> None:
         """Deal with a slot whose request was answered with an error: again later, or give up."""
         code, slot.code = slot.code, 0
-        error = _refused(op, slot.offset, slot.length, code)
+        error = refused(op, slot.offset, slot.length, code)
         if self.is_ending:
             return
         end = self.source if side == "source" else self.target
         if end.is_lost or code == errno_codes.ENOTCONN:
             self.lose(side, ConnectionLostError("the connection was lost", errno=code))
-        elif code in _RETRYABLE and slot.attempts < self.shared.retries:
+        elif code in RETRYABLE and slot.attempts < self.shared.retries:
             slot.attempts += 1
             when = time.monotonic() + pause(slot.attempts)
             self._waiting.append((when, slot))
@@ -588,14 +538,3 @@ class Lane(ABC):
         """Round up; only the end of a disk may lie off the target's blocks."""
         unit = self.disk.geometry.target_block
         return -(-length // unit) * unit
-
-    def _counted(self, offset: int, length: int) -> int:
-        """Return how many of these bytes belong to the source (padding does not)."""
-        return max(0, min(offset + length, self.disk.geometry.size) - offset)
-
-
-def _refused(op: str, offset: int, length: int, code: int) -> RequestError:
-    name = errno_codes.errorcode.get(code, str(code))
-    return RequestError(
-        op, offset=offset, length=length, reason=f"{os.strerror(code)} ({name})", errno=code
-    )

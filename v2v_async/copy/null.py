@@ -64,7 +64,26 @@ class NullEnd:
         """Do nothing."""
         done(c_int(0))
 
+    def read_now(self, length: int, offset: int) -> bytearray:
+        """Return zeroes."""
+        return bytearray(length)
+
+    def write_now(self, view: memoryview, offset: int) -> None:
+        """Forget it."""
+
+    def zero_now(
+        self, length: int, offset: int, *, allocate: bool = False, only_fast: bool = False
+    ) -> None:
+        """Forget it."""
+
+    def extents_now(self, length: int, offset: int) -> Entries:
+        """Tell that all of it is a hole."""
+        return [(length, 3)]
+
     def flush_now(self) -> None:
+        """Do nothing."""
+
+    def sever(self) -> None:
         """Do nothing."""
 
     def fileno(self) -> int:

@@ -11,7 +11,7 @@ import anyio.to_thread
 
 from v2v_async.connection import open_connection
 from v2v_async.copy.endpoint import Endpoint
-from v2v_async.copy.ends import End
+from v2v_async.copy.ends import DiskEnd
 from v2v_async.copy.file import FileEnd
 from v2v_async.copy.null import NullEnd, null_info
 from v2v_async.copy.open_file import open_source as open_source_file
@@ -26,7 +26,7 @@ class Opened:
     """An open side. ``is_zero``: it was made just now and reads as zeroes."""
 
     endpoint: Endpoint
-    end: End
+    end: DiskEnd
     info: ExportInfo
     is_zero: bool = False
 

@@ -1,4 +1,4 @@
-"""The lane that copies: reads from the source, writes to the target.
+"""The lane that copies with many requests on their way: for servers that take their time.
 
 ::
 
@@ -14,38 +14,18 @@ from __future__ import annotations
 import errno
 import time
 
-from v2v_async.copy.lane import Ahead, Lane, Slot
-from v2v_async.copy.plan import Plan, arrange, split_zeroes
+from v2v_async.copy.chunks import count_written, count_zeroed
+from v2v_async.copy.lane import Lane, Slot
+from v2v_async.copy.plan import find_pieces
+from v2v_async.copy.retrying import CANNOT
 from v2v_async.errors import NbdError
-from v2v_async.extent import align_data, from_reply
 from v2v_async.units import MIB
 
-# What a server answers that has no fast way, or no way, to make zeroes.
-_CANNOT = frozenset({errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL, errno.EOVERFLOW})
-_ZEROES = memoryview(bytes(MIB))
+ZEROES = memoryview(bytes(MIB))
 
 
 class TransferLane(Lane):
     """Copies chunks of ``disk`` from ``source`` to ``target``."""
-
-    def _plan_of(self, ahead: Ahead, told: int) -> Plan:
-        disk, chunk = self.disk, ahead.chunk
-        geometry = disk.geometry
-        extents = align_data(
-            from_reply(chunk.offset, told, ahead.source), geometry.block, geometry.size
-        )
-        zeroes = []
-        if ahead.target is not None:
-            known = from_reply(chunk.offset, told, ahead.target)
-            zeroes = [
-                (extent.offset, extent.end)
-                for extent in align_data(known, geometry.block, geometry.size)
-                if extent.is_zero
-            ]
-        parts = arrange(extents, zeroes, all_zero=disk.is_known_zero)
-        if not chunk.is_there:
-            chunk.data = sum(end - offset for offset, end, kind in parts if kind == "data")
-        return Plan(parts)
 
     def _begin(self, slot: Slot) -> None:
         if slot.kind == "data":
@@ -95,35 +75,18 @@ class TransferLane(Lane):
             return
         slot.attempts = 0
         if slot.chunk.is_there:
-            self._hash(slot)
+            count_written(self.disk, slot.chunk, slot.offset, slot.views[0][: slot.length], [])
             self._release(slot)
             return
         self._split(slot)
         self._write(slot)
 
     def _split(self, slot: Slot) -> None:
-        """Pad what was read to whole blocks of the target, and find the zeroes in it.
-
-        They are looked for first in a single word of each block.
-        """
+        """Pad what was read to whole blocks of the target, and find the zeroes in it."""
         length = self._padded(slot.length)
         if length != slot.length:
             slot.views[0][slot.length : length] = bytes(length - slot.length)
-        block = self.disk.geometry.sparse
-        if not block or slot.words is None:
-            slot.pieces = [(0, length, False)]
-            return
-        # Rounded up: what lies behind the end is old data, which can only make it look closer.
-        firsts = slot.words[: -(-length // 8) : block // 8].tolist()
-        if all(firsts):
-            slot.pieces = [(0, length, False)]
-            return
-        test = slot.is_zero
-        zeroes = (
-            not first and test(at * block, min(block, length - at * block))
-            for at, first in enumerate(firsts)
-        )
-        slot.pieces = split_zeroes(zeroes, block, length)
+        slot.pieces = find_pieces(slot.words, slot.is_zero, length, self.disk.geometry.sparse)
 
     def _write(self, slot: Slot) -> None:
         slot.state = "writing"
@@ -165,33 +128,16 @@ class TransferLane(Lane):
 
     def _was_written(self, slot: Slot) -> None:
         if slot.code:
-            if slot.code in _CANNOT and slot.has_asked_zeroes:
+            if slot.code in CANNOT and slot.has_asked_zeroes:
                 # Perhaps only its zeroes were refused: from now on they are written.
                 self.disk.makes_small_zeroes = False
                 self._send_again(slot)
                 return
             self._failed(slot, "writing", "target")
             return
-        # Only now: where a source changes between two reads, the digest is that of the target.
-        self._hash(slot)
-        chunk, written = slot.chunk, self.disk.written
-        for start, length, is_zero in slot.pieces:
-            counted = self._counted(slot.offset + start, length)
-            if not is_zero:
-                chunk.copied += counted
-                if written is not None:
-                    written.offer(slot.offset + start, slot.views[0][start : start + counted])
-                continue
-            chunk.data -= counted
-            if self.disk.is_known_zero:
-                chunk.skipped += counted
-            else:
-                chunk.zero += counted
+        view = slot.views[0][: slot.length]
+        count_written(self.disk, slot.chunk, slot.offset, view, slot.pieces)
         self._release(slot)
-
-    def _hash(self, slot: Slot) -> None:
-        if self.disk.digest is not None:
-            self.disk.digest.add(slot.offset, slot.views[0][: slot.length])
 
     # Zeroes.
 
@@ -209,14 +155,14 @@ class TransferLane(Lane):
                 raise
             return
         # The server can't: they are written.
-        step = min(len(_ZEROES), disk.geometry.request_size)
+        step = min(len(ZEROES), disk.geometry.request_size)
         offsets = range(slot.offset, slot.offset + length, step)
         slot.pending = len(offsets)
         sent = 0
         try:
             for offset in offsets:
                 left = min(step, slot.offset + length - offset)
-                target.write(_ZEROES[:left], offset, slot.on_answer)
+                target.write(ZEROES[:left], offset, slot.on_answer)
                 sent += 1
         except NbdError:
             slot.pending -= len(offsets) - sent
@@ -225,16 +171,13 @@ class TransferLane(Lane):
 
     def _was_zeroed(self, slot: Slot) -> None:
         if slot.code:
-            if slot.code in _CANNOT and slot.has_asked_zeroes:
+            if slot.code in CANNOT and slot.has_asked_zeroes:
                 self.disk.can_zero = False
                 self._send_again(slot)
                 return
             self._failed(slot, "zeroing", "target")
             return
-        counted = self._counted(slot.offset, slot.length)
-        slot.chunk.zero += counted
-        if self.disk.digest is not None:
-            self.disk.digest.add_zeroes(slot.offset, counted)
+        count_zeroed(self.disk, slot.chunk, slot.offset, slot.length)
         self._release(slot)
 
     def _send_again(self, slot: Slot) -> None:

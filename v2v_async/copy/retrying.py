@@ -1,0 +1,37 @@
+"""Which failures are worth another try, and after what pause."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from v2v_async.errors import RequestError
+
+# Asking again helps where the cause may pass. A full disk, a refused or an impossible request stay.
+RETRYABLE = frozenset(
+    {
+        errno.EIO,
+        errno.EAGAIN,
+        errno.EBUSY,
+        errno.EINTR,
+        errno.ENOMEM,
+        errno.ETIMEDOUT,
+        errno.ESHUTDOWN,
+    }
+)
+CANNOT = frozenset({errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL, errno.EOVERFLOW})
+"""What a server answers that has no fast way, or no way, to make zeroes."""
+_FIRST_PAUSE_S, _LAST_PAUSE_S = 0.1, 5.0
+
+
+def pause(attempt: int) -> float:
+    """Return seconds to wait before the attempt after ``attempt`` (from 1) failed ones."""
+    return float(min(_FIRST_PAUSE_S * 2 ** (attempt - 1), _LAST_PAUSE_S))
+
+
+def refused(op: str, offset: int, length: int, code: int) -> RequestError:
+    """Return the error of a request that was answered with ``code``."""
+    name = errno.errorcode.get(code, str(code))
+    return RequestError(
+        op, offset=offset, length=length, reason=f"{os.strerror(code)} ({name})", errno=code
+    )
