@@ -25,9 +25,10 @@ from v2v_async.copy.chunks import (
 )
 from v2v_async.copy.disk import Chunk, DiskCopy
 from v2v_async.copy.ends import BlockingEnd
-from v2v_async.copy.lane import Shared, Side
+from v2v_async.copy.lane import Side
 from v2v_async.copy.plan import Kind, Piece, find_pieces
 from v2v_async.copy.retrying import CANNOT, RETRYABLE, pause, refused
+from v2v_async.copy.shared import Shared
 from v2v_async.copy.throttle import request_limit
 from v2v_async.copy.transfer import ZEROES
 from v2v_async.errors import ConnectionLostError, NbdError, RequestError
@@ -121,6 +122,8 @@ class BlockingLane:
         while (part := plan.take(self._smoothed(size), disk.zero_size)) is not None:
             offset, end, kind = part
             self._do(chunk, kind, offset, end - offset)
+            if disk.wants_flush:
+                self._flush()
             if self._generation != disk.generation:
                 raise _Ended
             if self.shared.is_slow and end < chunk.end:
@@ -239,6 +242,20 @@ class BlockingLane:
             if self.is_ending:
                 raise _Ended
             self._write_piece(ZEROES[: min(step, offset + length - at)], at)
+
+    # The flush that makes what has landed durable, where no witness does it.
+
+    def _flush(self) -> None:
+        disk = self.disk
+        disk.wants_flush = False
+        if not disk.begin_flush():
+            return
+        try:
+            self.target.flush_now()
+        except RequestError as error:
+            # What it had may be gone, as after a loss of the connection: so it is taken for one.
+            self._lose("target", error)
+        disk.flushed(self.epoch)
 
     # Failures, pauses, rates.
 

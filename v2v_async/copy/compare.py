@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import time
 
-from v2v_async.copy.lane import Ahead, Lane, Side, Slot
+from v2v_async.copy.lane import Ahead, Lane, Side
 from v2v_async.copy.plan import Plan
+from v2v_async.copy.slot import Slot
 from v2v_async.errors import NbdError
 from v2v_async.units import KIB
 
@@ -53,7 +54,7 @@ class CompareLane(Lane):
             return
         if self.is_ending:
             return
-        self.shared.note(slot)
+        self.shared.note(slot.sent, slot.length)
         length = slot.length
         if length == slot.size:
             is_same = slot.buffers[0] == slot.buffers[1]

@@ -27,7 +27,7 @@ from v2v_async.copy.blocking import BlockingLane
 from v2v_async.copy.disk import DiskCopy
 from v2v_async.copy.geometry import geometry
 from v2v_async.copy.job import CopyJob, DiskResult
-from v2v_async.copy.lane import Lane, Shared
+from v2v_async.copy.lane import Lane
 from v2v_async.copy.opening import (
     Opened,
     Pair,
@@ -39,6 +39,7 @@ from v2v_async.copy.opening import (
     open_target,
     template,
 )
+from v2v_async.copy.shared import Shared
 from v2v_async.copy.shares import Budget
 from v2v_async.copy.throttle import Throttle
 from v2v_async.copy.transfer import TransferLane

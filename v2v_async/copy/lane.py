@@ -18,12 +18,10 @@ by its slot after a while, where that makes sense.
 from __future__ import annotations
 
 import errno as errno_codes
-import threading
 import time
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
 from v2v_async.copy.chunks import Reply, Stride, count_skipped, plan_chunk
@@ -31,78 +29,16 @@ from v2v_async.copy.disk import Chunk, DiskCopy
 from v2v_async.copy.ends import End
 from v2v_async.copy.plan import Part, Plan
 from v2v_async.copy.retrying import RETRYABLE, pause, refused
-from v2v_async.copy.shares import Budget
+from v2v_async.copy.shared import Shared
+from v2v_async.copy.slot import Slot
 from v2v_async.copy.throttle import Throttle, request_limit
-from v2v_async.copy.tuning import SLOW_S, Tuner
 from v2v_async.errors import ConnectionLostError, NbdError
-from v2v_async.handle import Completion, Entries, ZeroTest
+from v2v_async.handle import Entries
 
 Side: TypeAlias = Literal["source", "target"]
 
-# So many requests tell how fast a server is: the first of each of four lanes are enough.
-_PACES = 4
 # Ends that answer at once (files) would otherwise keep a thread from its other lanes.
 _TURNS = 64
-
-
-class Slot:
-    """One request on its way, with buffers of its own that are reused.
-
-    ``pending`` counts what has been asked for and not answered, ``code`` is the errno of an answer
-    that was not good. ``state`` belongs to the lane's kind.
-    """
-
-    __slots__ = (
-        "attempts",
-        "buffers",
-        "chunk",
-        "code",
-        "has_asked_zeroes",
-        "held",
-        "is_zero",
-        "kind",
-        "length",
-        "offset",
-        "on_answer",
-        "pending",
-        "pieces",
-        "sent",
-        "size",
-        "state",
-        "views",
-        "words",
-    )
-
-    def __init__(self, size: int, buffers: int, ready: deque[Slot]) -> None:
-        self.chunk = Chunk(0, 0)
-        self.offset = self.length = self.attempts = self.code = self.pending = 0
-        self.kind: str = "data"
-        self.state = "free"
-        self.sent = 0.0
-        self.has_asked_zeroes = False
-        self.pieces: list[tuple[int, int, bool]] = []
-        self.grow(size, buffers)
-
-        # Made once for all requests of the slot: a closure for each would cost more than the rest.
-        def on_answer(error: Any) -> int:
-            code = error.value
-            if code:
-                self.code = code
-            self.pending -= 1
-            if not self.pending:
-                ready.append(self)
-            return 1
-
-        self.on_answer: Completion = on_answer
-
-    def grow(self, size: int, buffers: int) -> None:
-        """Give it buffers of ``size`` bytes; what they held is gone."""
-        self.size = size
-        self.held = size * buffers
-        self.buffers = [bytearray(size) for _ in range(buffers)]
-        self.views = [memoryview(buffer) for buffer in self.buffers]
-        self.words = self.views[0].cast("Q") if size % 8 == 0 else None
-        self.is_zero = ZeroTest(self.buffers[0])
 
 
 class Ahead:
@@ -115,39 +51,6 @@ class Ahead:
         self.pending = 0
         self.source = Reply()
         self.target: Reply | None = None
-
-
-@dataclass(slots=True)
-class Shared:
-    """What the lanes of a disk share, and some of it those of all disks.
-
-    ``retries``: times that a failing request is sent again. ``is_slow``: answers take so long that
-    many requests are wanted at once.
-    """
-
-    tuner: Tuner
-    budget: Budget
-    throttle: Throttle | None = None
-    retries: int = 0
-    is_slow: bool = False
-    _paces: list[float] = field(default_factory=list)
-    _lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def note_pace(self, seconds: float) -> None:
-        """Take in how long one of a blocking lane's requests took, from any thread.
-
-        The shortest of several counts: on a busy machine any one may wait for a processor.
-        """
-        with self._lock:
-            self._paces.append(seconds)
-            if len(self._paces) >= _PACES:
-                self.is_slow = self.is_slow or min(self._paces) >= SLOW_S
-                self._paces.clear()
-
-    def note(self, slot: Slot) -> None:
-        """Tell the tuner that a read has been answered."""
-        with self._lock:
-            self.tuner.note(time.monotonic(), slot.sent, slot.length)
 
 
 class Lane(ABC):

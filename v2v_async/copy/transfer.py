@@ -15,9 +15,10 @@ import errno
 import time
 
 from v2v_async.copy.chunks import count_written, count_zeroed
-from v2v_async.copy.lane import Lane, Slot
+from v2v_async.copy.lane import Lane
 from v2v_async.copy.plan import find_pieces
 from v2v_async.copy.retrying import CANNOT
+from v2v_async.copy.slot import Slot
 from v2v_async.errors import NbdError
 from v2v_async.units import MIB
 
@@ -70,7 +71,7 @@ class TransferLane(Lane):
             return
         tuner = self.shared.tuner
         if not tuner.is_settled:
-            self.shared.note(slot)
+            self.shared.note(slot.sent, slot.length)
         if self.is_ending:
             return
         slot.attempts = 0
