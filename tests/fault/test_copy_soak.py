@@ -33,13 +33,13 @@ def soak(folder: Path, *arguments: str) -> tuple[subprocess.CompletedProcess[str
     return done, [json.loads(line) for line in log.read_text().splitlines()]
 
 
-@pytest.mark.parametrize("seed", [4, 7])
+@pytest.mark.parametrize("seed", [7, 8])
 def test_nothing_is_lost_or_wrong(short_tmp: Path, seed: int) -> None:
     require("nbdkit", "qemu-nbd", "qemu-img", "nbdcopy")
-    done, rounds = soak(short_tmp, f"--seed={seed}", "--rounds=5")
+    done, rounds = soak(short_tmp, f"--seed={seed}", "--rounds=4")
     assert done.returncode == 0, done.stdout
     assert "wrong 0" in done.stdout
-    assert sorted(line["round"] for line in rounds) == [0, 1, 2, 3, 4]
+    assert sorted(line["round"] for line in rounds) == [0, 1, 2, 3]
     # It would prove nothing where nothing happened.
     assert any(line.get("target hit") or line.get("copier hit") for line in rounds)
     assert [entry.name for entry in short_tmp.iterdir()] == ["rounds"]

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import anyio
@@ -113,6 +114,39 @@ async def test_a_whole_run(place: Place) -> None:
     steps = [event.step for event in events if event.type == "finished" and event.disk is None]
     assert steps == [*STEPS, None]
     assert b"converted" in (place.out / "web-sda").read_bytes()[1 << 20 : (1 << 20) + 9]
+
+
+@pytest.mark.parametrize(
+    "copy",
+    [
+        CopyOptions(copier="nbdcopy"),
+        CopyOptions(copier="qemu-img", parallel=1),
+        CopyOptions(verify=True, max_connections=3, bandwidth=200 * MIB, retries=0),
+    ],
+    ids=["nbdcopy", "qemu-img", "verified"],
+)
+@pytest.mark.parametrize("image_format", ["raw", "qcow2"])
+async def test_a_whole_run_copied_otherwise(
+    place: Place, copy: CopyOptions, image_format: str
+) -> None:
+    """Whatever moves the bytes, the guest is the same and so are the events."""
+    await convert_guest(place.options(name="plain", format=image_format), quiet(), tmpdir=place.tmp)
+    events: list[Event] = []
+    await convert_guest(
+        replace(place.options(format=image_format), copy=copy),
+        Reporter(events.append, "t"),
+        tmpdir=place.tmp,
+    )
+    for disk in ("sda", "sdb"):
+        plain = digest(place.out / f"plain-{disk}", image_format)
+        assert digest(place.out / f"web-{disk}", image_format) == plain
+    ends = [event for event in events if event.type == "finished" and event.disk is not None]
+    assert {event.disk for event in ends if event.step == "copy"} == {1, 2}
+    for event in ends:
+        if event.step == "copy":
+            assert event.bytes is not None
+            assert event.bytes.landed == event.bytes.total > 0
+    assert any(event.type == "verifying" for event in events) == copy.verify
 
 
 @pytest.mark.parametrize("step", STEPS)
