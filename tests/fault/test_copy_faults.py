@@ -14,7 +14,6 @@ from v2v_async.copy.endpoint import nbd
 from v2v_async.copy.engine import CopyJob, copy_disks
 from v2v_async.errors import CopyError, ServerExitedError, V2VError
 from v2v_async.events import Event, Reporter
-from v2v_async.options import CopyOptions
 from v2v_async.server import running_servers
 from v2v_async.v2vdir import V2VDir
 
@@ -111,7 +110,9 @@ async def test_a_server_killed_in_mid_copy_is_the_reason(short_tmp: Path, victim
                 if event.bytes is not None and event.bytes.landed > 0 and is_first:
                     os.kill(dies.process.pid, signal.SIGKILL)
 
-            await copy_disks([CopyJob(1, nbd(one.endpoint), nbd(two.endpoint), True)], Reporter(watch, "t"))
+            await copy_disks(
+                [CopyJob(1, nbd(one.endpoint), nbd(two.endpoint), True)], Reporter(watch, "t")
+            )
     assert events[-1].type in ("failed", "cancelled")
     assert events[-1].bytes is not None
     assert events[-1].bytes.landed < 1 << 30
@@ -132,11 +133,15 @@ async def test_a_cancelled_copy_drains_and_leaves_the_servers_well(short_tmp: Pa
                 if event.bytes is not None and event.bytes.landed > 0:
                     scope.cancel()
 
-            await copy_disks([CopyJob(1, nbd(one.endpoint), nbd(two.endpoint), True)], Reporter(watch, "t"))
+            await copy_disks(
+                [CopyJob(1, nbd(one.endpoint), nbd(two.endpoint), True)], Reporter(watch, "t")
+            )
         assert scope.cancelled_caught
         assert one.process.returncode is None
         assert two.process.returncode is None
-        again = await copy_disks([CopyJob(1, nbd(two.endpoint), nbd(two.endpoint), True)], quiet([]))
+        again = await copy_disks(
+            [CopyJob(1, nbd(two.endpoint), nbd(two.endpoint), True)], quiet([])
+        )
         assert again[0].bytes.landed == 1 << 30
     assert events[-1].type == "cancelled"
 
@@ -152,7 +157,9 @@ async def test_a_server_that_hangs_does_not_hold_a_cancelled_copy(short_tmp: Pat
                 scope.cancel()
 
         with anyio.fail_after(60), anyio.CancelScope() as scope:
-            await copy_disks([CopyJob(1, nbd(one.endpoint), nbd(two.endpoint), True)], Reporter(watch, "t"))
+            await copy_disks(
+                [CopyJob(1, nbd(one.endpoint), nbd(two.endpoint), True)], Reporter(watch, "t")
+            )
         assert scope.cancelled_caught
         os.kill(one.process.pid, signal.SIGCONT)
 
@@ -193,7 +200,9 @@ async def test_a_flush_that_hangs_does_not_hold_a_cancelled_copy(short_tmp: Path
         with anyio.fail_after(60), anyio.CancelScope() as scope:
             async with anyio.create_task_group() as group:
                 group.start_soon(cancel_in_flush, scope)
-                await copy_disks([CopyJob(1, nbd(one.endpoint), nbd(two.endpoint), True)], quiet([]))
+                await copy_disks(
+                    [CopyJob(1, nbd(one.endpoint), nbd(two.endpoint), True)], quiet([])
+                )
         assert scope.cancelled_caught
 
 

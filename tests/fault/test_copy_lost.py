@@ -168,6 +168,22 @@ async def test_both_servers_lost_at_once(short_tmp: Path, source: Path) -> None:
     assert digest(path) == digest(source)
 
 
+@pytest.mark.parametrize("side", ["source", "target"])
+async def test_a_server_that_dies_is_one_attempt(short_tmp: Path, source: Path, side: str) -> None:
+    """However many connections are lost with it."""
+    path = target_file(short_tmp)
+    async with (
+        Restarting(served_file(short_tmp, "in", source), short_tmp / "in", is_kept=True) as one,
+        Restarting(served_file(short_tmp, "out", path), short_tmp / "out", is_kept=True) as two,
+    ):
+        watch = Watch((one if side == "source" else two).kill, landed=SIZE // 4)
+        options = CopyOptions(bandwidth=SIZE, retries=5, connections=8, request_size=65536)
+        await copy([(one.uri, two.uri)], watch, options)
+    assert digest(path) == digest(source)
+    told = [str(event.text) for event in watch.of("retrying")]
+    assert sum("lost" in text or "closed" in text for text in told) == 1, told
+
+
 async def test_connections_dropped_while_idle_cost_nothing(short_tmp: Path, source: Path) -> None:
     """The second disk waits, connected, for the first one; so a proxy drops its connections."""
     paths = [target_file(short_tmp, name=f"t{n}") for n in (1, 2)]

@@ -149,6 +149,25 @@ async def test_a_whole_run_copied_otherwise(
     assert any(event.type == "verifying" for event in events) == copy.verify
 
 
+async def test_a_disk_that_ends_within_a_cluster_is_compressed(
+    place: Place, short_tmp: Path
+) -> None:
+    """qemu-nbd refuses such an image when it is to compress it."""
+    place.disks.append(fragmented(short_tmp / "odd.img", 3 * MIB + 512, seed=5))
+    compressed = (("compressed", None),)
+    await convert_guest(
+        place.options(format="qcow2", options=compressed), quiet(), tmpdir=place.tmp
+    )
+    raw = short_tmp / "as-raw"
+    made = place.out / "web-sdc"
+    subprocess.run(["qemu-img", "convert", "-O", "raw", str(made), str(raw)], check=True)
+    content = raw.read_bytes()
+    # The conversion has changed something in the second MiB.
+    assert content[2 * MIB : 3 * MIB + 512] == place.disks[2].read_bytes()[2 * MIB :]
+    assert not any(content[3 * MIB + 512 :])
+    assert len(content) == 3 * MIB + 65536
+
+
 @pytest.mark.parametrize("step", STEPS)
 async def test_cancelled_in_each_step(place: Place, step: str) -> None:
     (place.out / "web-sda").write_bytes(b"an older conversion")

@@ -574,7 +574,7 @@ def test_any_stream_arrives(
         end = FileEnd(fd, "a file")
         try:
             await from_bytes(content, end, end.info(), options, pieces=pieces)
-            return end.read_now(600_000, 0)
+            return bytes(end.read_now(600_000, 0))
         finally:
             end.close()
 

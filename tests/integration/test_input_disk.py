@@ -17,7 +17,6 @@ from v2v_async import nbdkit
 from v2v_async.connection import connected
 from v2v_async.errors import V2VError
 from v2v_async.events import Reporter
-from v2v_async.handle import share
 from v2v_async.input.registry import parse_input
 from v2v_async.model import SourceGuest
 from v2v_async.options import InputOptions
@@ -60,7 +59,7 @@ async def write(endpoint: str) -> None:
             done.append(error.value)  # type: ignore[attr-defined]
             return 1
 
-        connection.handle.write(share(bytearray(b"changed!" * 8192)), 65536, note)
+        connection.handle.write(memoryview(b"changed!" * 8192), 65536, note)
         while not done:
             connection.handle._nbd.poll(-1)
         assert done == [0]

@@ -68,6 +68,8 @@ class BlockingLane:
         is_late = disk.is_stopping or epoch != disk.epoch
         self._generation = -1 if is_late else disk.generation
         self._chunk: Chunk | None = None
+        self._done_to = 0
+        self._is_retired = False
         self._stride = Stride(disk)
         self._waiting = threading.Event()
 
@@ -76,6 +78,10 @@ class BlockingLane:
     def wake(self) -> None:
         """End a pause early, to see whether there is still something to wait for."""
         self._waiting.set()
+
+    def retire(self) -> None:
+        """End after the request that is on its way."""
+        self._is_retired = True
 
     def sever(self) -> None:
         """Give up on servers that do not answer: the call that waits fails."""
@@ -95,7 +101,7 @@ class BlockingLane:
         held = self.disk.geometry.request_size
         budget.take(held, must=True)
         try:
-            while not self.is_ending and not self.shared.is_slow:
+            while not (self.is_ending or self.shared.is_slow or self._is_retired):
                 chunk = self._chunk = self.disk.claim(self._stride.size)
                 if chunk is None:
                     break
@@ -108,26 +114,37 @@ class BlockingLane:
             self.disk.fail("copying", error)
         finally:
             if self._chunk is not None:
-                self.disk.give_back(self._chunk)
+                self._leave(self._chunk)
             budget.give_back(held)
             if self.shared.throttle is not None:
                 self.shared.throttle.leave(self)
             self._on_done()
 
+    def _leave(self, chunk: Chunk) -> None:
+        """Give an unfinished chunk back; what has been done of it counts if the target is well."""
+        done = self._done_to - chunk.offset
+        if self.lost is not None and self.lost[0] == "source" and done > 0:
+            self.disk.keep(chunk, done)
+            self.disk.landed(chunk, self.epoch)
+        else:
+            self.disk.give_back(chunk)
+
     def _copy(self, chunk: Chunk) -> None:
         disk = self.disk
+        self._done_to = chunk.offset
         size = disk.geometry.request_size
         plan = plan_chunk(disk, chunk, *self._extents(chunk))
         self._stride.follow(chunk)
         while (part := plan.take(self._smoothed(size), disk.zero_size)) is not None:
             offset, end, kind = part
             self._do(chunk, kind, offset, end - offset)
+            self._done_to = end
             if disk.wants_flush:
                 self._flush()
             if self._generation != disk.generation:
                 raise _Ended
-            if self.shared.is_slow and end < chunk.end:
-                # Many requests at once are wanted here: the rest is for lanes that send them.
+            if (self.shared.is_slow or self._is_retired) and end < chunk.end:
+                # The rest is for others; those that send many requests at once, if it is slow.
                 disk.keep(chunk, end - chunk.offset)
                 return
 

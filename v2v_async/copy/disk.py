@@ -166,6 +166,8 @@ class DiskCopy:
 
     def shorten(self, chunk: Chunk, length: int) -> None:
         """Keep only the first ``length`` bytes of a chunk; the rest is to be done."""
+        if length == chunk.length:
+            return
         with self._lock:
             self._todo.appendleft((chunk.offset + length, chunk.end, chunk.is_there))
             chunk.length = length

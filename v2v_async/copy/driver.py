@@ -1,85 +1,49 @@
-"""Drives one disk: opens its connections, replaces lost ones, flushes, and tells how far it is.
+"""Drives one disk: gives it lanes, replaces those that are lost, flushes, tells how far it is.
 
 ::
 
     open both sides ──> lanes as many as its share ──> all has landed ──> flush ──> verify
                           ^        │ a connection is lost                  │ lost
                           └─ pause ┴───────────────────────────────────────┘
-
-A flush proves only what went to the same server before it. Where a disk has several connections, a
-server could have been restarted between two of them; so one more, the *witness*, is opened before
-anything is written and used for flushes alone: as long as it answers, it is the same server.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
 import anyio
+import anyio.abc
 import anyio.from_thread
 import anyio.to_thread
 
 from v2v_async.copy.blocking import BlockingLane
+from v2v_async.copy.connections import flush
 from v2v_async.copy.disk import DiskCopy
-from v2v_async.copy.geometry import geometry
+from v2v_async.copy.geometry import smaller_chunk
 from v2v_async.copy.job import CopyJob, DiskResult
 from v2v_async.copy.lane import Lane
-from v2v_async.copy.opening import (
-    Opened,
-    Pair,
-    another,
-    can_reconnect,
-    close_side,
-    most_connections,
-    open_source,
-    open_target,
-    template,
-)
-from v2v_async.copy.shared import Shared
-from v2v_async.copy.shares import Budget
-from v2v_async.copy.throttle import Throttle
+from v2v_async.copy.negotiation import Common, negotiate
+from v2v_async.copy.opening import Pair, can_reconnect
+from v2v_async.copy.retrying import Attempts
 from v2v_async.copy.transfer import TransferLane
-from v2v_async.copy.tuning import MAX_DEPTH, Limits, Setting, Tuner
-from v2v_async.copy.worker import DRAIN_S, Worker
+from v2v_async.copy.tuning import Setting
+from v2v_async.copy.worker import DRAIN_S
 from v2v_async.errors import NbdError, V2VError
 from v2v_async.events import Bytes, Reporter
-from v2v_async.options import CopyOptions
-from v2v_async.units import MIB, format_size
+from v2v_async.units import format_size
 
 if TYPE_CHECKING:
-    from v2v_async.copy.digest import DiskDigest
     from v2v_async.copy.remembering import Memory
 
 AnyLane: TypeAlias = Lane | BlockingLane
 
-# nbdcopy's default, and the best of 2, 4 and 8 on two processors (benchmarks/README.md).
-LANES_PER_DISK = 4
-MOST_LANES_PER_DISK = 8
-"""Over a link of 20 ms throughput grew five-fold from 1 to 8 connections (Xen Orchestra #7216)."""
-REQUESTS_PER_LANE = 4
-_IN_FLIGHT_AT_FIRST = 64 * MIB
 _REPORT_EVERY_S = 0.2
 # What a server that dies may lose, and has to be copied again. The kernel writes back what is 30 s
 # old by itself, so that a flush costs little then.
 _FLUSH_EVERY_S = 30.0
 _FLUSH_AFTER_LOSS_S = 2.0
-_FIRST_PAUSE_S, _LAST_PAUSE_S = 0.25, 5.0
-
-
-@dataclass(slots=True)
-class Common:
-    """What the disks of a run share."""
-
-    options: CopyOptions
-    workers: Sequence[Worker]
-    budget: Budget
-    throttle: Throttle | None
-    at_once: int
-    most_lanes: int
 
 
 class DiskDriver:
@@ -98,17 +62,10 @@ class DiskDriver:
         self._changed = anyio.Event()
         self._lanes: dict[AnyLane, Pair] = {}
         self._hung_since: dict[AnyLane, float] = {}
-        self.digest: DiskDigest | None = None
-        self._idle: list[Pair] = []
-        self._templates: list[Opened] = []
         self._ended: deque[AnyLane] = deque()
-        self._witness: Pair | None = None
-        self._kept_target: Pair | None = None
-        self._failures = 0
-        self._seen = (0, 0)
+        self._attempts = Attempts(common.options.retries)
+        self._lost_up_to = -1
         self._flush_every_s = _FLUSH_EVERY_S
-
-    # Before anything moves.
 
     async def open(self, stack: AsyncExitStack) -> None:
         """Connect and negotiate; no byte moves. What is open is closed with ``stack``.
@@ -116,106 +73,15 @@ class DiskDriver:
         Raises:
             V2VError: a side can't be opened, or the two don't go together.
         """
-        job, options = self.job, self._options
-        stack.push_async_callback(self._close_all)
-        source = await open_source(job.source, wants_extents=options.extents)
-        try:
-            remembered = self._memory.recall() if self._memory is not None else None
-            self._wants_target_extents = not (
-                job.is_known_zero or options.target_is_zero or options.allocated
-            )
-            target = await open_target(
-                job.target,
-                source.info.size,
-                source,
-                keep=options.target_is_zero or remembered is not None,
-                wants_extents=self._wants_target_extents,
-            )
-        except BaseException:
-            source.end.close()
-            raise
-        first = Pair(source, target)
-        self._idle.append(first)
-        # More are opened from it, also when the first lane has gone and its files are closed.
-        self._first = Pair(template(source), template(target))
-        self._templates = [self._first.source, self._first.target]
-        self._most = self._most_lanes(first)
-        if options.digest is not None:
-            from v2v_async.copy.digest import DiskDigest, parse_kind
-
-            self.digest = DiskDigest(parse_kind(options.digest), source.info.size)
-        self.geometry = geometry(
-            source.info,
-            target.info,
-            lanes=self._most,
-            request_size=options.request_size or job.request_size,
-            sparse=options.sparse,
-        )
-        is_known_zero = job.is_known_zero or options.target_is_zero or target.is_zero
-        done: list[tuple[int, int]] = []
-        if self._memory is not None:
-            done, is_known_zero = await self._memory.begin(
-                job, first, options, is_known_zero=is_known_zero
-            )
-        self.copy = DiskCopy(
-            job.index,
-            self.geometry,
-            is_known_zero=is_known_zero,
-            can_zero=target.info.can_zero,
-            can_fast_zero=target.info.can_fast_zero,
-            can_extents=source.info.has_extents and options.extents,
-            can_target_extents=target.info.has_extents and self._wants_target_extents,
-            allocated=options.allocated,
-            # With --verify it is taken of what is read then, whatever the extents told.
-            digest=self.digest if not options.verify else None,
-            written=self._memory.written if self._memory is not None else None,
-            done=done,
-        )
-        if self._memory is not None:
-            self.copy.on_durable = self._memory.note
-        self._work = self.copy
-        self._shared = self._make_shared()
+        terms = await negotiate(self.job, self._common, self._memory)
+        stack.push_async_callback(terms.connections.close)
+        self.copy = self._work = terms.copy
+        self.connections = terms.connections
+        self.geometry = terms.copy.geometry
+        self.digest = terms.digest
+        self._shared = terms.shared
+        self._most = terms.connections.most
         self.reporter.emit("planned", bytes=self.copy.bytes(), details=self._choices())
-
-    def _most_lanes(self, first: Pair) -> int:
-        options = self._options
-        if options.synchronous:
-            return 1
-        limits = [
-            options.connections or MOST_LANES_PER_DISK,
-            most_connections(first.source, first.target),
-            self.job.max_connections,
-        ]
-        if options.connections is None and options.max_connections is not None:
-            limits[0] = options.max_connections
-        return min(limit for limit in limits if limit is not None)
-
-    def _make_shared(self) -> Shared:
-        options, job, shape = self._options, self.job, self.geometry
-        is_fixed_size = (options.request_size or job.request_size) is not None
-        depth = 1 if options.synchronous else options.requests
-        explicit = options.connections is not None or options.max_connections is not None
-        lanes = self._most if explicit else min(LANES_PER_DISK, self._most)
-        first_lanes = min(lanes, max(1, self._common.most_lanes // self._common.at_once))
-        share = _IN_FLIGHT_AT_FIRST // (self._common.at_once * first_lanes * shape.request_size)
-        start_depth = depth or max(1, min(REQUESTS_PER_LANE, share))
-        most_depth = depth or MAX_DEPTH
-        if options.queue_size is not None:
-            most_depth = max(1, min(most_depth, options.queue_size // shape.request_size))
-            start_depth = min(start_depth, most_depth)
-        start = Setting(shape.request_size, start_depth, lanes)
-        tuner = Tuner(
-            start,
-            Limits(
-                request_size=shape.request_size if is_fixed_size else shape.largest_request,
-                depth=most_depth,
-                connections=lanes if explicit else self._most,
-                in_flight=max(start.in_flight, self._common.budget.limit // self._common.at_once),
-            ),
-        )
-        tuner.is_settled = options.synchronous
-        retries = options.retries
-        return Shared(tuner, self._common.budget, self._common.throttle, retries)
 
     def _choices(self) -> dict[str, object]:
         """Return what was negotiated and chosen, for the events and the log."""
@@ -270,7 +136,7 @@ class DiskDriver:
             async with anyio.create_task_group() as group:
                 self._threads = group
                 group.start_soon(self._tick)
-                if self._options.flush and self._first.target.info.can_flush:
+                if self._options.flush and self.connections.can_flush:
                     group.start_soon(self._flush_now_and_then)
                 await self.drive(self.copy, TransferLane, flush=self._options.flush)
                 self.reporter.emit("progress", bytes=self.copy.bytes())
@@ -278,6 +144,8 @@ class DiskDriver:
                 group.cancel_scope.cancel()
         except BaseExceptionGroup as grouped:
             raise grouped.exceptions[0] from None
+        finally:
+            await self.connections.close()
         self.result.bytes = self.copy.bytes()
         if self.digest is not None:
             self.result.digest = await anyio.to_thread.run_sync(self.digest.hexdigest)
@@ -325,6 +193,8 @@ class DiskDriver:
                 elif work.has_todo and len(self._lanes) < self._wanted():
                     await self._add_lane(kind)
                     continue
+                else:
+                    self._retire_surplus()
                 if self._ended:
                     continue
                 await self._changed.wait()
@@ -345,7 +215,16 @@ class DiskDriver:
         """
         if self._options.synchronous:
             return True
-        return self._most > 1 and self._options.threads != 1 and not self._shared.is_slow
+        if self._most == 1 or self._shared.is_slow:
+            return False
+        # Each has a thread of its own; whoever limits threads gets lanes that share them.
+        threads = self._options.threads
+        return threads is None or threads >= self._common.most_lanes
+
+    def _retire_surplus(self) -> None:
+        """Let the newest lanes end where the share, or what the tuner wants, has become smaller."""
+        for lane in list(self._lanes)[self._wanted() :]:
+            lane.retire()
 
     async def _add_lane(self, kind: type[Lane]) -> None:
         pair = await self._pair()
@@ -373,54 +252,13 @@ class DiskDriver:
 
     async def _pair(self) -> Pair | None:
         """Return a pair of connections of this epoch; None after a failure, when it is told."""
-        copy = self._work
-        epoch = copy.epoch
-        kept, self._kept_target = self._kept_target, None
-        side = "target"
         try:
-            if self._has_witness:
-                await self._call_witness(epoch)
-            while self._idle:
-                pair = self._idle.pop()
-                if pair.epoch == epoch and not pair.source.end.is_lost:
-                    return pair
-                if self._most == 1 and pair.epoch == epoch and kept is None:
-                    kept = pair  # only its target can flush what it has written
-                    await pair.close_source()
-                else:
-                    await pair.close()
-            side = "source"
-            source = await another(self._first.source, wants_extents=copy.can_extents)
-            side = "target"
-            if kept is not None and kept.epoch == epoch:
-                return Pair(source, kept.target, epoch)
-            try:
-                target = await another(self._first.target, wants_extents=copy.can_target_extents)
-            except BaseException:
-                await anyio.to_thread.run_sync(source.end.close)
-                raise
+            return await self.connections.take(self._work)
         except (NbdError, TimeoutError) as error:
-            self._kept_target = kept
-            await self._try_later(f"connecting to the {side}", error)
-            return None
+            await self._try_later(f"connecting to the {self.connections.side}", error)
         except V2VError as error:
-            copy.fail(f"connecting to the {side}", error)
-            return None
-        return Pair(source, target, epoch)
-
-    @property
-    def _has_witness(self) -> bool:
-        return self._most > 1 and self._first.target.endpoint.kind == "nbd"
-
-    async def _call_witness(self, epoch: int) -> None:
-        """Have a witness of this epoch, which is connected before anything is written in it."""
-        if self._witness is not None:
-            if self._witness.epoch == epoch:
-                return
-            await self._witness.close()
-            self._witness = None
-        made = await another(self._first.target, wants_extents=False)
-        self._witness = Pair(made, made, epoch)
+            self._work.fail(f"connecting to the {self.connections.side}", error)
+        return None
 
     async def _after(self, lane: AnyLane) -> None:
         """Deal with a lane that has ended: keep its connections, or find out why they are gone."""
@@ -429,72 +267,62 @@ class DiskDriver:
         if pair.target.end.is_lost:
             # Where both were lost at once the lane may have told only of the source.
             self._work.target_lost(lane.epoch)
-        if lane.lost is None and lane.epoch == self._work.epoch and not lane.in_flight:
-            self._idle.append(pair)
+        is_well = lane.lost is None and lane.epoch == self._work.epoch and not lane.in_flight
+        if is_well and (self._most == 1 or len(self._lanes) < self._wanted()):
+            self.connections.give_back(pair)
             return
-        if (
-            self._most == 1
-            and not lane.in_flight
-            and lane.epoch == self._work.epoch
-            and not pair.target.end.is_lost
-        ):
-            # Without multi-conn only this connection can flush what it has written.
-            self._kept_target = pair
-            await pair.close_source()
-        else:
-            await pair.close(politely=not lane.in_flight)
+        await self.connections.leave(pair, self._work, is_quiet=not lane.in_flight)
         if lane.lost is not None and not self._work.is_stopping:
             side, error = lane.lost
+            self.geometry.chunk = smaller_chunk(self.geometry)
             endpoint = (pair.source if side == "source" else pair.target).endpoint
             if side == "target":
                 self._flush_every_s = _FLUSH_AFTER_LOSS_S
             if not can_reconnect(endpoint):
                 self._work.fail(f"the {side}", error)
-            else:
+            elif pair.number > self._lost_up_to:
+                # What else was open then is lost with it: a server that dies is one attempt,
+                # however many connections it had.
+                self._lost_up_to = self.connections.opened
                 await self._try_later(f"the {side} ‘{endpoint}’", error)
 
     async def _try_later(self, what: str, error: Exception) -> None:
         """Pause before the next attempt, or fail the disk when there have been enough."""
         copy = self._work
-        # Attempts count as long as nothing has come of them: a chunk that landed, and where the
-        # target was lost, one that was flushed.
-        seen = (copy.chunks_landed, copy.flushes)
-        if seen[1] > self._seen[1] or (copy.epoch == 0 and seen[0] > self._seen[0]):
-            self._failures = 0
-        self._seen = seen
-        self._failures += 1
-        if self._failures > self._options.retries:
+        wait = self._attempts.next_pause(copy.chunks_landed, copy.flushes, had_loss=copy.epoch > 0)
+        if wait is None:
             copy.fail(what, error)
             return
         message = error.message if isinstance(error, V2VError) else "no answer in time"
-        wait = min(_FIRST_PAUSE_S * 2 ** (self._failures - 1), _LAST_PAUSE_S)
         self.reporter.emit(
             "retrying",
-            f"{what}: {message}; attempt {self._failures} of {self._options.retries} in {wait:g} s",
+            f"{what}: {message}; attempt {self._attempts.failures} of {self._attempts.most} "
+            f"in {wait:g} s",
             bytes=self.copy.bytes(),
         )
         with anyio.move_on_after(wait):
             while not self._is_stopping():
                 self._changed = anyio.Event()
                 await self._changed.wait()
+        self._attempts.begin(copy.chunks_landed, copy.flushes)
 
     def _is_stopping(self) -> bool:
         return self._work.is_stopping
 
     async def _flush_all(self) -> bool:
         """Flush after the last chunk; False where the target was lost and there is more to do."""
-        if not self._first.target.info.can_flush:
+        if not self.connections.can_flush:
             self._work.everything_flushed()
             return True
-        pair = self._witness
-        if pair is None or pair.epoch != self._work.epoch:
+        pair = self.connections.witness(self._work.epoch)
+        if pair is None:
             pair = await self._pair()
             if pair is None:
                 return False
-            self._idle.append(pair)
+            self.connections.give_back(pair)
         epoch = self._work.epoch
         try:
-            await self._flush_on(pair)
+            await flush(pair)
         except NbdError as error:
             await self._flush_failed(epoch, error)
             return False
@@ -503,15 +331,11 @@ class DiskDriver:
         self._work.everything_flushed()
         return True
 
-    async def _flush_on(self, pair: Pair) -> None:
-        # A server that hangs in its flush must not hold a cancelled run.
-        await anyio.to_thread.run_sync(pair.target.end.flush_now, abandon_on_cancel=True)
-
     async def _flush_failed(self, epoch: int, error: NbdError) -> None:
         """Take a flush that failed for a loss of the target: what it had may be gone as well."""
         self._work.target_lost(epoch)
         self._flush_every_s = _FLUSH_AFTER_LOSS_S
-        if not can_reconnect(self._first.target.endpoint):
+        if not can_reconnect(self.connections.target.endpoint):
             self._work.fail("flushing", error)
         else:
             await self._try_later("flushing the target", error)
@@ -521,13 +345,14 @@ class DiskDriver:
         copy = self._work
         while True:
             await anyio.sleep(self._interval())
-            witness, epoch = self._witness, copy.epoch
-            if not self._has_witness:
+            epoch = copy.epoch
+            witness = self.connections.witness(epoch)
+            if not self.connections.has_witness:
                 copy.wants_flush = True  # by the lane, on the only connection
                 self._wake()
-            elif witness is not None and witness.epoch == epoch and copy.begin_flush():
+            elif witness is not None and copy.begin_flush():
                 try:
-                    await self._flush_on(witness)
+                    await flush(witness)
                 except NbdError:
                     self._flush_every_s = _FLUSH_AFTER_LOSS_S
                     copy.target_lost(epoch)  # the lanes will find out why
@@ -556,20 +381,11 @@ class DiskDriver:
                     if lane.in_flight:  # its server hangs: a good-bye would hang as well
                         await pair.close(politely=False)
                     else:
-                        self._idle.append(pair)
+                        self.connections.give_back(pair)
                 if self._lanes:
                     self._sever_hung()
                     with anyio.move_on_after(_REPORT_EVERY_S):
                         await self._changed.wait()
-
-    async def _close_all(self) -> None:
-        kept = [pair for pair in (self._witness, self._kept_target) if pair is not None]
-        for pair in (*self._idle, *kept):
-            await pair.close()
-        for side in self._templates:
-            await close_side(side)
-        self._idle.clear()
-        self._witness = self._kept_target = None
 
     def _wake(self) -> None:
         """Called by any thread."""
@@ -600,11 +416,9 @@ class DiskDriver:
                 self.reporter.emit("progress", bytes=now)
                 last = now
             if tuner.setting != setting:
-                more = tuner.setting.connections > setting.connections
                 setting = tuner.setting
                 self.reporter.debug(_told(setting))
-                if more:
-                    self._changed.set()
+                self._changed.set()  # there may be lanes to add, or to retire
             self._sever_hung()
             if self._memory is not None:
                 await self._memory.save()

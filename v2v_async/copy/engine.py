@@ -18,8 +18,9 @@ import anyio
 import anyio.abc
 import anyio.to_thread
 
-from v2v_async.copy.driver import Common, DiskDriver
+from v2v_async.copy.driver import DiskDriver
 from v2v_async.copy.job import CopyJob, DiskResult
+from v2v_async.copy.negotiation import Common
 from v2v_async.copy.shares import Budget, divide
 from v2v_async.copy.throttle import RateFile, Throttle
 from v2v_async.copy.worker import Worker

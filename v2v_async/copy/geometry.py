@@ -42,6 +42,15 @@ class Geometry:
     chunk: int
 
 
+def smaller_chunk(shape: Geometry) -> int:
+    """Return a chunk size for connections that are lost now and then.
+
+    What a lane had of its chunk is read again, so that a chunk must take less time than they last.
+    """
+    half = max(shape.chunk // 2, min(_SMALLEST_CHUNK, shape.chunk))
+    return -(-half // shape.request_size) * shape.request_size
+
+
 def geometry(
     source: ExportInfo,
     target: ExportInfo,

@@ -94,6 +94,7 @@ class Lane(ABC):
         self._ahead: Ahead | None = None
         self._queries = 0
         self._no_more = False
+        self._is_retired = False
         self._stride = Stride(disk)
         self._setting = shared.tuner.setting
         self._request_size = self._slot_size = 0
@@ -157,6 +158,10 @@ class Lane(ABC):
         self._generation = -1
         if side == "target":
             self.disk.target_lost(self.epoch)
+
+    def retire(self) -> None:
+        """Claim no more chunks, from any thread: it ends when those that it has are done."""
+        self._is_retired = True
 
     @property
     def is_ending(self) -> bool:
@@ -284,7 +289,7 @@ class Lane(ABC):
         return size if limit is None else min(size, max(limit // block * block, block))
 
     def _look_ahead(self) -> None:
-        if self.disk.is_stopping:
+        if self.disk.is_stopping or self._is_retired:
             self._no_more = True
             return
         chunk = self.disk.claim(self._stride.size)
@@ -394,7 +399,7 @@ class Lane(ABC):
         if chunk.is_planned and not chunk.outstanding:
             self._land_if_whole(chunk)
         slot.state = "free"
-        if len(self._slots) > self._setting.depth:
+        if len(self._slots) > self._setting.depth or slot.size > self._slot_size:
             self._drop(slot)
         else:
             # The buffer that is warmest in the processor's cache goes first.

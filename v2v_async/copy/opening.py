@@ -33,11 +33,15 @@ class Opened:
 
 @dataclass(slots=True, eq=False)
 class Pair:
-    """Both sides of a lane; ``epoch`` is the disk's when the target was connected."""
+    """Both sides of a lane; ``epoch`` is the disk's when the target was connected.
+
+    ``number`` counts the pairs of a disk in the order in which they were opened.
+    """
 
     source: Opened
     target: Opened
     epoch: int = 0
+    number: int = 0
 
     async def close(self, *, politely: bool = True) -> None:
         """Close both; a server that hangs is not waited for long. May be repeated."""

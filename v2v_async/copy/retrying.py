@@ -22,6 +22,7 @@ RETRYABLE = frozenset(
 CANNOT = frozenset({errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL, errno.EOVERFLOW})
 """What a server answers that has no fast way, or no way, to make zeroes."""
 _FIRST_PAUSE_S, _LAST_PAUSE_S = 0.1, 5.0
+_FIRST_RECONNECT_S = 0.25
 
 
 def pause(attempt: int) -> float:
@@ -35,3 +36,29 @@ def refused(op: str, offset: int, length: int, code: int) -> RequestError:
     return RequestError(
         op, offset=offset, length=length, reason=f"{os.strerror(code)} ({name})", errno=code
     )
+
+
+class Attempts:
+    """Counts failures of a disk's connections as long as nothing has come of the last attempts.
+
+    ``landed`` and ``flushed`` count what has; a target that was lost before takes it all back, so
+    that only a flush counts then.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.failures = 0
+        self._seen = (0, 0)
+
+    def next_pause(self, landed: int, flushed: int, *, had_loss: bool) -> float | None:
+        """Return seconds to wait before the next attempt, None when there have been enough."""
+        if flushed > self._seen[1] or (not had_loss and landed > self._seen[0]):
+            self.failures = 0
+        self.failures += 1
+        if self.failures > self.most:
+            return None
+        return float(min(_FIRST_RECONNECT_S * 2 ** (self.failures - 1), _LAST_PAUSE_S))
+
+    def begin(self, landed: int, flushed: int) -> None:
+        """Count only what comes of the attempt that begins now."""
+        self._seen = (landed, flushed)

@@ -36,6 +36,8 @@ class Shared:
         The shortest of several counts: on a busy machine any one may wait for a processor.
         """
         with self._lock:
+            if self.tuner.is_settled:
+                return  # with --synchronous there is nothing to find out
             self._paces.append(seconds)
             if len(self._paces) >= _PACES:
                 self.is_slow = self.is_slow or min(self._paces) >= SLOW_S

@@ -69,9 +69,6 @@ class TransferLane(Lane):
         if slot.code:
             self._failed(slot, "reading", "source")
             return
-        tuner = self.shared.tuner
-        if not tuner.is_settled:
-            self.shared.note(slot.sent, slot.length)
         if self.is_ending:
             return
         slot.attempts = 0
@@ -136,6 +133,8 @@ class TransferLane(Lane):
                 return
             self._failed(slot, "writing", "target")
             return
+        if not self.shared.tuner.is_settled:
+            self.shared.note(slot.sent, slot.length)
         view = slot.views[0][: slot.length]
         count_written(self.disk, slot.chunk, slot.offset, view, slot.pieces)
         self._release(slot)

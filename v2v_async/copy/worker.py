@@ -113,9 +113,8 @@ class Worker:
         if lane.is_done or self._has_drained_too_long(lane):
             self._finish(lane)
             return
-        for fd in self._fds[lane]:
-            if fd in self._ends:
-                self._register(fd)
+        for fd in list(self._fds[lane]):
+            self._register(fd)
         if lane.wake_at is not None:
             self._timers[lane] = lane.wake_at
         elif lane in self._timers:
@@ -151,15 +150,15 @@ class Worker:
         lane, end, side = self._ends[fd]
         direction = end.direction()
         events = _EVENTS[direction]
-        if events != self._registered.get(fd):
-            if not direction and end.is_lost:
-                gone = ConnectionLostError("the server closed the connection")
-                self._lost(lane, side, fd, gone)
-                return
+        if not direction and end.is_lost:
+            self._lost(lane, side, fd, ConnectionLostError("the server closed the connection"))
+        elif events != self._registered.get(fd):
             self._poll.register(fd, events)
             self._registered[fd] = events
 
     def _lost(self, lane: Lane, side: Side, fd: int, error: NbdError) -> None:
+        # libnbd has closed it: another connection may have that number by the time the lane ends.
+        self._fds[lane].remove(fd)
         self._forget(fd)
         lane.lose(side, error)
         # It ends when its other connection is quiet, perhaps at once.

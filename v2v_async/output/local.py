@@ -179,6 +179,9 @@ class LocalOutput(Output):
         if self.format == "raw":
             await files.make_raw(path, size, preallocated=self.is_preallocated)
             return
+        if self.is_compressed:
+            # qemu-nbd compresses whole clusters, and refuses an image that ends within one.
+            size = -(-size // qemu_nbd.CLUSTER_SIZE) * qemu_nbd.CLUSTER_SIZE
         try:
             if self.is_preallocated:
                 if size > files.free_space(path.parent):
