@@ -81,7 +81,7 @@ def make_geometry(
         request_size=request_size,
     )
     # A chunk is at least 4 MiB; these disks are smaller, so that it must be made small here.
-    shape.chunk = -(-65536 // shape.request_size) * shape.request_size
+    shape.chunk = shape.request_size
     return shape
 
 

@@ -133,7 +133,7 @@ class BlockingLane:
         disk = self.disk
         self._done_to = chunk.offset
         size = disk.geometry.request_size
-        plan = plan_chunk(disk, chunk, *self._extents(chunk))
+        plan = plan_chunk(disk, chunk, *self._extents(chunk), self._stride.size)
         self._stride.follow(chunk)
         while (part := plan.take(self._smoothed(size), disk.zero_size)) is not None:
             offset, end, kind = part
@@ -150,7 +150,7 @@ class BlockingLane:
 
     def _extents(self, chunk: Chunk) -> tuple[Reply, Reply | None]:
         disk = self.disk
-        if chunk.is_there or not disk.can_extents:
+        if chunk.is_there or chunk.parts is not None or not disk.can_extents:
             return Reply(), None
         source = self._told(self.source, "source", chunk)
         if not disk.can_target_extents or disk.is_known_zero:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from v2v_async.copy.disk import Chunk, DiskCopy
-from v2v_async.copy.plan import Piece, Plan, arrange
+from v2v_async.copy.plan import Part, Piece, Plan, arrange
 from v2v_async.extent import align_data, from_reply
 from v2v_async.handle import Entries
 
@@ -36,17 +36,28 @@ class Stride:
             self.size = max(self._base, -(-at_least // self._base) * self._base)
 
 
-def plan_chunk(disk: DiskCopy, chunk: Chunk, source: Reply, target: Reply | None) -> Plan:
-    """Return the requests for a chunk, which is shortened to what the source has told.
+def plan_chunk(
+    disk: DiskCopy, chunk: Chunk, source: Reply, target: Reply | None, size: int
+) -> Plan:
+    """Return the requests for a chunk, which is shortened to at most ``size`` bytes.
 
     A server that can't tell its extents is not asked again, and all of the chunk is data. The part
     of a chunk that a short answer left out goes back to the disk, to be asked for again.
     """
+    if chunk.is_there:
+        return Plan([(chunk.offset, chunk.end, "data")])
+    parts = chunk.parts
+    if parts is None:
+        parts = disk.learn(chunk, _parts(disk, chunk, source, target), size)
+    chunk.examined = chunk.length
+    chunk.data = sum(end - offset for offset, end, kind in parts if kind == "data")
+    return Plan(parts)
+
+
+def _parts(disk: DiskCopy, chunk: Chunk, source: Reply, target: Reply | None) -> list[Part]:
     geometry = disk.geometry
     entries = [] if source.code else source.entries
     told = chunk.length
-    if chunk.is_there:
-        return Plan([(chunk.offset, chunk.end, "data")])
     if not entries:
         disk.can_extents = False
     else:
@@ -67,10 +78,7 @@ def plan_chunk(disk: DiskCopy, chunk: Chunk, source: Reply, target: Reply | None
             if extent.is_zero
         ]
     extents = align_data(from_reply(chunk.offset, told, entries), geometry.block, geometry.size)
-    parts = arrange(extents, zeroes, all_zero=disk.is_known_zero)
-    chunk.examined = told
-    chunk.data = sum(end - offset for offset, end, kind in parts if kind == "data")
-    return Plan(parts)
+    return arrange(extents, zeroes, all_zero=disk.is_known_zero)
 
 
 # What was done with ranges of a chunk. Padding behind the end of the source is not counted.

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 AnyLane: TypeAlias = Lane | BlockingLane
 
 _REPORT_EVERY_S = 0.2
+_OPEN_AHEAD_S = 0.05  # a near server takes a millisecond for each, a far one would cost a start
 # What a server that dies may lose, and has to be copied again. The kernel writes back what is 30 s
 # old by itself, so that a flush costs little then.
 _FLUSH_EVERY_S = 30.0
@@ -179,6 +180,7 @@ class DiskDriver:
         self._work = work
         work.wake = self._wake
         try:
+            await self._open_ahead()
             while True:
                 self._changed = anyio.Event()
                 while self._ended:
@@ -244,6 +246,18 @@ class DiskDriver:
         )
         self._lanes[lane] = pair
         min(self._common.workers, key=lambda worker: worker.load).add(made)
+
+    async def _open_ahead(self) -> None:
+        """Open the first connections before lanes that are busy make it slow; not for long."""
+        pairs: list[Pair] = []
+        until = anyio.current_time() + _OPEN_AHEAD_S
+        while len(pairs) < self._wanted() and anyio.current_time() < until:
+            pair = await self._pair()
+            if pair is None:
+                break
+            pairs.append(pair)
+        for pair in pairs:
+            self.connections.give_back(pair)
 
     def _lane_done(self, lane: AnyLane) -> None:
         """Called in the worker's thread."""
@@ -420,6 +434,8 @@ class DiskDriver:
                 self.reporter.debug(_told(setting))
                 self._changed.set()  # there may be lanes to add, or to retire
             self._sever_hung()
+            if self._work.has_todo and len(self._lanes) < self._wanted():
+                self._changed.set()  # what one lane has learnt may be for others to do
             if self._memory is not None:
                 await self._memory.save()
             await anyio.sleep(_REPORT_EVERY_S)

@@ -116,7 +116,7 @@ class Lane(ABC):
 
     def _plan_of(self, ahead: Ahead) -> Plan:
         """Return the requests for a chunk whose extents are known."""
-        return plan_chunk(self.disk, ahead.chunk, ahead.source, ahead.target)
+        return plan_chunk(self.disk, ahead.chunk, ahead.source, ahead.target, self._stride.size)
 
     # What the worker calls.
 
@@ -297,7 +297,7 @@ class Lane(ABC):
             self._no_more = True
             return
         ahead = self._ahead = Ahead(chunk)
-        if chunk.is_there:
+        if chunk.is_there or chunk.parts is not None:
             return
         if self.disk.can_extents:
             self._ask(ahead, self.source, ahead.source)

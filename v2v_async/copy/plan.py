@@ -75,6 +75,21 @@ def _split(offset: int, end: int, zeroes: Sequence[tuple[int, int]]) -> Iterator
         yield (position, end, "zero")
 
 
+def cut(parts: Sequence[Part], at: int) -> tuple[list[Part], list[Part]]:
+    """Return the parts before and behind the offset ``at``, which may lie within one."""
+    head: list[Part] = []
+    for index, (offset, end, kind) in enumerate(parts):
+        if end <= at:
+            head.append((offset, end, kind))
+            continue
+        tail = list(parts[index + 1 :])
+        if offset < at:
+            head.append((offset, at, kind))
+            offset = at
+        return head, [(offset, end, kind), *tail]
+    return head, []
+
+
 class Plan:
     """Cuts parts into requests, in order; request sizes may change on the way."""
 
