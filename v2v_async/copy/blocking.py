@@ -29,7 +29,7 @@ from v2v_async.copy.lane import Side
 from v2v_async.copy.plan import Kind, Piece, find_pieces
 from v2v_async.copy.retrying import CANNOT, RETRYABLE, pause, refused
 from v2v_async.copy.shared import Shared
-from v2v_async.copy.throttle import request_limit
+from v2v_async.copy.throttle import smoothed
 from v2v_async.copy.transfer import ZEROES
 from v2v_async.errors import ConnectionLostError, NbdError, RequestError
 from v2v_async.handle import Entries, ZeroTest
@@ -132,10 +132,11 @@ class BlockingLane:
     def _copy(self, chunk: Chunk) -> None:
         disk = self.disk
         self._done_to = chunk.offset
-        size = disk.geometry.request_size
+        size, block = disk.geometry.request_size, disk.geometry.block
+        throttle = self.shared.throttle
         plan = plan_chunk(disk, chunk, *self._extents(chunk), self._stride.size)
         self._stride.follow(chunk)
-        while (part := plan.take(self._smoothed(size), disk.zero_size)) is not None:
+        while (part := plan.take(smoothed(throttle, size, block), disk.zero_size)) is not None:
             offset, end, kind = part
             self._do(chunk, kind, offset, end - offset)
             self._done_to = end
@@ -321,12 +322,6 @@ class BlockingLane:
         self._waiting.clear()
         if not self.is_ending:
             self._waiting.wait(seconds)
-
-    def _smoothed(self, size: int) -> int:
-        throttle = self.shared.throttle
-        limit = request_limit(throttle.rate) if throttle is not None else None
-        block = self.disk.geometry.block
-        return size if limit is None else min(size, max(limit // block * block, block))
 
     def _wait_for_rate(self, length: int) -> None:
         throttle = self.shared.throttle

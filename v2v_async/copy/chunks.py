@@ -8,7 +8,11 @@ from v2v_async.copy.disk import Chunk, DiskCopy
 from v2v_async.copy.plan import Part, Piece, Plan, arrange
 from v2v_async.extent import align_data, from_reply
 from v2v_async.handle import Entries
+from v2v_async.units import KIB
 
+# Zeroes this short between data are read with it. With gaps of 4 KiB between 4 KiB of data that took
+# 0.88-1.4 s instead of 1.36-1.95 s; gaps of 16 KiB cost more to read than the requests they save.
+_BRIDGE = 8 * KIB
 # A chunk without data is followed by a larger one, up to what a 32-bit reply can tell.
 _LARGEST_EMPTY = 2 * 1024**3
 
@@ -78,7 +82,7 @@ def _parts(disk: DiskCopy, chunk: Chunk, source: Reply, target: Reply | None) ->
             if extent.is_zero
         ]
     extents = align_data(from_reply(chunk.offset, told, entries), geometry.block, geometry.size)
-    return arrange(extents, zeroes, all_zero=disk.is_known_zero)
+    return arrange(extents, zeroes, all_zero=disk.is_known_zero, bridge=_BRIDGE)
 
 
 # What was done with ranges of a chunk. Padding behind the end of the source is not counted.

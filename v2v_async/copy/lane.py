@@ -31,7 +31,7 @@ from v2v_async.copy.plan import Part, Plan
 from v2v_async.copy.retrying import RETRYABLE, pause, refused
 from v2v_async.copy.shared import Shared
 from v2v_async.copy.slot import Slot
-from v2v_async.copy.throttle import Throttle, request_limit
+from v2v_async.copy.throttle import smoothed
 from v2v_async.errors import ConnectionLostError, NbdError
 from v2v_async.handle import Entries
 
@@ -262,7 +262,7 @@ class Lane(ABC):
         if size > self._request_size:
             size = self._request_size
         if self.shared.throttle is not None:
-            size = self._smoothed(size, self.shared.throttle)
+            size = smoothed(self.shared.throttle, size, self.disk.geometry.block)
         while True:
             part = self._plan.take(size, self.disk.zero_size)
             if part is not None:
@@ -281,12 +281,6 @@ class Lane(ABC):
             # A chunk holds all that may be in flight, or the lane would wait for extents.
             self._stride.follow(chunk, 2 * self._request_size * self._setting.depth)
             self._look_ahead()
-
-    def _smoothed(self, size: int, throttle: Throttle) -> int:
-        """Return the bytes that a request may have so that a rate is kept smoothly."""
-        limit = request_limit(throttle.rate)
-        block = self.disk.geometry.block
-        return size if limit is None else min(size, max(limit // block * block, block))
 
     def _look_ahead(self) -> None:
         if self.disk.is_stopping or self._is_retired:

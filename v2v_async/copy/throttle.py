@@ -130,6 +130,12 @@ def request_limit(rate: int | None) -> int | None:
     return max(SMALLEST_REQUEST, 1 << max(0, int(rate * REQUEST_S).bit_length() - 1))
 
 
+def smoothed(throttle: Throttle | None, size: int, block: int) -> int:
+    """Return how much of ``size`` bytes, in whole blocks, one request may have."""
+    limit = request_limit(throttle.rate) if throttle is not None else None
+    return size if limit is None else min(size, max(limit // block * block, block))
+
+
 class RateFile:
     """A file that tells the rate and may change at any time, as virt-v2v's ``--bandwidth-file``.
 
