@@ -217,11 +217,7 @@ class DiskDriver:
         """
         if self._options.synchronous:
             return True
-        if self._most == 1 or self._shared.is_slow:
-            return False
-        # Each has a thread of its own; whoever limits threads gets lanes that share them.
-        threads = self._options.threads
-        return threads is None or threads >= self._common.most_lanes
+        return self._most > 1 and self._common.may_wait and not self._shared.is_slow
 
     def _retire_surplus(self) -> None:
         """Let the newest lanes end where the share, or what the tuner wants, has become smaller."""

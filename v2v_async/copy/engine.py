@@ -203,13 +203,15 @@ async def _common(options: CopyOptions, at_once: int, reporter: Reporter) -> Asy
         throttle = Throttle(options.bandwidth)
     threads = min(options.threads or MAX_THREADS, MAX_LANES)
     workers = [Worker() for _ in range(1 if options.synchronous else threads)]
+    most_lanes = options.max_connections or max(MAX_LANES, at_once)
     common = Common(
         options=options,
         workers=workers,
         budget=Budget(MAX_BYTES_IN_FLIGHT),
         throttle=throttle,
         at_once=at_once,
-        most_lanes=options.max_connections or max(MAX_LANES, at_once),
+        most_lanes=most_lanes,
+        may_wait=(MAX_LANES if options.threads is None else options.threads) >= most_lanes,
     )
     limiter = anyio.CapacityLimiter(len(workers))
     async with anyio.create_task_group() as group:

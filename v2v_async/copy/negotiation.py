@@ -40,7 +40,10 @@ _IN_FLIGHT_AT_FIRST = 64 * MIB
 
 @dataclass(slots=True)
 class Common:
-    """What the disks of a run share."""
+    """What the disks of a run share.
+
+    ``may_wait``: each lane may have a thread of its own; else they share those of ``workers``.
+    """
 
     options: CopyOptions
     workers: Sequence[Worker]
@@ -48,6 +51,7 @@ class Common:
     throttle: Throttle | None
     at_once: int
     most_lanes: int
+    may_wait: bool
 
 
 @dataclass(frozen=True, slots=True)
