@@ -9,6 +9,7 @@ Source: libnbd(3), nbd_aio_pread(3), nbd_aio_get_direction(3).
 
 from __future__ import annotations
 
+import errno as errno_codes
 import os
 import socket as sockets
 from collections.abc import Callable, Sequence
@@ -101,8 +102,11 @@ class Handle:
                 self._nbd.set_uri_allow_local_file(True)
                 self._nbd.connect_uri(endpoint)
         except nbd.Error as error:
+            is_there = _errno(error) not in (errno_codes.ECONNREFUSED, errno_codes.ENOENT)
             raise ConnectError(
-                f"can't connect to ‘{redact(endpoint)}’: {_reason(error)}", errno=_errno(error)
+                f"can't connect to ‘{redact(endpoint)}’: {_reason(error)}",
+                errno=_errno(error),
+                hint=None if is_there else "check the address, and that the server runs",
             ) from error
         self._enlarge_socket_buffers()
 

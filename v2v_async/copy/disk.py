@@ -14,6 +14,7 @@ connection that was cut.
 
 from __future__ import annotations
 
+import errno
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -57,6 +58,13 @@ class Chunk:
         return self.offset + self.length
 
 
+_HINTS = {
+    errno.ENOSPC: "make room on the target, then run it again",
+    errno.EDQUOT: "the target's quota is used up: raise it, then run it again",
+    errno.EIO: "the storage behind that server fails: its log, or the kernel's, says more",
+    errno.EPERM: "the server does not allow it: was it started read-only?",
+    errno.EROFS: "the server does not allow it: was it started read-only?",
+}
 # A lane asks for the extents of this part of what is left, so that the others find something.
 _WINDOWS = 8
 # An answer costs what the storage makes of it: tmpfs looks at every page up to the next hole, 27 ms
@@ -290,7 +298,10 @@ class DiskCopy:
                 return
             if isinstance(error, RequestError):
                 wrapped: BaseException = CopyError(
-                    error.message, disk=self.index, offset=error.offset
+                    error.message,
+                    disk=self.index,
+                    offset=error.offset,
+                    hint=_HINTS.get(error.errno),
                 )
             elif isinstance(error, NbdError):
                 wrapped = CopyError(f"{op}: {error.message}", disk=self.index, offset=offset)
