@@ -459,6 +459,34 @@ def test_a_lane_that_waits_tries_again_where_it_helps(
     assert copy.bytes().landed < len(content)
 
 
+def test_a_buffer_of_which_a_piece_failed_is_written_in_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of fifty pieces that each fail now and then, one would fail every time."""
+    monkeypatch.setattr("v2v_async.copy.lane.pause", lambda attempt: 0.0)
+    content = bytearray(b"x" * 4096 + bytes(4096)) * 8
+    target = bytearray(len(content))
+    shape = make_geometry(len(content), 1, len(content), 1, 65536)
+    copy = DiskCopy(1, shape)
+    shared = share(shape.request_size, 1, retries=1)
+
+    def fails(op: str, offset: int, length: int) -> int:
+        return 5 if op != "read" and length < 65536 else 0
+
+    source = FakeHandle(content, extents=lambda o, n: [(n, 0)])
+    sink = FakeHandle(target, fails=fails)
+    lane = TransferLane(copy, source, sink, shared, _nothing)
+    while not lane.is_done:
+        lane.advance()
+        for handle in (source, sink):
+            while handle.waiting:
+                handle.answer(0)
+    assert copy.error is None
+    assert target == content
+    assert sink.requests[-1] == ("write", 0, 65536)
+    assert copy.bytes().landed == len(content)
+
+
 def _nothing() -> None:
     """Do nothing."""
 

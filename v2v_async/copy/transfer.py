@@ -92,7 +92,10 @@ class TransferLane(Lane):
         pieces = slot.pieces
         slot.has_asked_zeroes = False
         if len(pieces) > 1 or pieces[0][2]:
-            if disk.is_known_zero:
+            if slot.attempts:
+                # Again, in one: of many pieces, each time another might fail.
+                pieces = [(0, pieces[-1][0] + pieces[-1][1], False)]
+            elif disk.is_known_zero:
                 pieces = [piece for piece in pieces if not piece[2]]
             elif disk.makes_small_zeroes:
                 slot.has_asked_zeroes = True
