@@ -80,7 +80,7 @@ async def test_a_target_that_is_too_small(short_tmp: Path, copier: Copier) -> No
 
 @pytest.mark.parametrize("copier", COPIERS)
 async def test_a_flush_that_fails_is_a_failure(short_tmp: Path, copier: Copier) -> None:
-    """qemu-img itself exits with 0."""
+    """qemu-img 7.2 itself exits with 0; later ones flush, and fail, whatever they are told."""
     source = fragmented(short_tmp / "s", MIB)
     plugin = (
         *("eval", "get_size=echo 1M", "can_write=exit 0", "can_flush=exit 0", "pread=exit 1"),
@@ -92,8 +92,9 @@ async def test_a_flush_that_fails_is_a_failure(short_tmp: Path, copier: Copier) 
         with pytest.raises(CopyError, match="flush"):
             await copy(file(source), nbd(out.endpoint), copier, events.append)
         assert events[-1].type == "failed"
-        await copy(file(source), nbd(out.endpoint), copier, events.append, flush=False)
-        assert events[-1].type == "finished"
+        if copier == "nbdcopy":
+            await copy(file(source), nbd(out.endpoint), copier, events.append, flush=False)
+            assert events[-1].type == "finished"
 
 
 @pytest.mark.parametrize("copier", COPIERS)
