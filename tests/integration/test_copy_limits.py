@@ -16,7 +16,7 @@ from tests.integration.servers import MIB, digest, fragmented, serve
 from v2v_async.copy import engine
 from v2v_async.copy.endpoint import nbd
 from v2v_async.copy.engine import CopyJob, copy_disks
-from v2v_async.copy.geometry import LARGEST_REQUEST
+from v2v_async.copy.geometry import LARGEST_REQUEST, REQUEST_SIZE
 from v2v_async.copy.shares import Budget
 from v2v_async.copy.worker import Worker
 from v2v_async.events import Event, Reporter
@@ -231,7 +231,7 @@ PLAIN = Sizes()
 @pytest.mark.parametrize(
     ("source", "target", "request_size", "largest"),
     [
-        (PLAIN, PLAIN, None, MIB),
+        (PLAIN, PLAIN, None, REQUEST_SIZE),
         (PLAIN, PLAIN, 100_000, 100_000),
         (PLAIN, PLAIN, 100_001, 100_001),
         (PLAIN, replace(PLAIN, minimum=4096), 100_000, 24 * 4096),

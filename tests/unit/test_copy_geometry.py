@@ -73,7 +73,7 @@ def test_without_wishes() -> None:
 
 
 @pytest.mark.parametrize(
-    ("preferred", "wanted"), [(4096, MIB), (2 * MIB, 2 * MIB), (64 * MIB, LARGEST_REQUEST)]
+    ("preferred", "wanted"), [(4096, REQUEST_SIZE), (2 * MIB, 2 * MIB), (64 * MIB, LARGEST_REQUEST)]
 )
 @pytest.mark.parametrize("side", ["source", "target"])
 def test_what_a_server_prefers_is_asked_for(side: str, preferred: int, wanted: int) -> None:

@@ -12,9 +12,9 @@ from v2v_async.errors import CopyError, SizeMismatchError
 from v2v_async.handle import ExportInfo
 from v2v_async.units import KIB, MIB
 
-# On local sockets with two connections of four requests each, 4 GiB took 2.0-2.2 s with 512 KiB and
-# 1.8 s with 1 MiB, and a third less processor time; 2 MiB was slower again (benchmarks/README.md).
-REQUEST_SIZE = MIB
+# To a file in memory 4 GiB took 3.2 s with 512 KiB, where lanes write at the same time, 3.5 s with
+# 1 MiB (3.2-5.1 s, as the kernel's locks have it) and 3.3 s with 256 KiB; to null all were equal.
+REQUEST_SIZE = 512 * KIB
 LARGEST_REQUEST = 4 * MIB
 """HTTP-like sources gain up to here (virt-v2v commit 7ebb2c8d; shared/FACTS.md)."""
 # Servers take larger ones, but a cancelled copy waits for those in flight.
