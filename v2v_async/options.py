@@ -104,8 +104,8 @@ class CopyOptions:
     fails. ``keep_going``: other disks finish when one has failed.
 
     ``checkpoint``: a directory that remembers what has been flushed. ``verify``: read both sides
-    again and compare; ``repair``: copy again what differs. ``digest``: the algorithm, as hashlib
-    names it, of a digest of each disk.
+    again and compare; ``repair``: copy again what differs. ``digest``: ``ALGORITHM[/SIZE]``
+    of a digest of each disk (``copy/digest.py``).
     """
 
     parallel: int | None = None

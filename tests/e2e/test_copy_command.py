@@ -215,3 +215,14 @@ def test_virt_v2v_copies_with_our_nbdcopy(phony_guest: Path, short_tmp: Path) ->
     # What virt-v2v asked for was understood: it has nbdcopy draw its bar, too.
     assert re.search(r"nbdcopy 'nbd\+unix://.*--flush", done.stderr)
     assert "100% [****" in done.stderr
+
+
+def test_what_was_written_to_stdout_before_stays(folder: Path) -> None:
+    """A descriptor that is not at its beginning is a stream, and goes on from where it is."""
+    disk, out = folder / "some.img", folder / "out"
+    disk.write_bytes(b"disk" * 1024)
+    with out.open("wb") as file:
+        file.write(b"header")
+        file.flush()
+        subprocess.run([*program("v2v-async"), "copy", str(disk), "-"], stdout=file, check=True)
+    assert out.read_bytes() == b"header" + disk.read_bytes()

@@ -190,15 +190,8 @@ def test_ends_of_ones_own_are_measured_and_compared(short_tmp: Path, stand_in: P
     assert target.read_bytes() == source.read_bytes()
 
 
-def _can_copy() -> bool:
-    done = subprocess.run([*machine.ours(), "copy", "--help"], capture_output=True)
-    return done.returncode == 0
-
-
 @pytest.mark.parametrize("flush", [[], ["--flush"]], ids=["no-flush", "flush"])
 def test_ours_really_takes_part(short_tmp: Path, flush: list[str]) -> None:
-    if not _can_copy():
-        pytest.skip("v2v-async copy is not built yet")
     status, made = _bench(short_tmp, "files", "qcow2", "--rounds", "1", *flush)
     assert status == 0, made.failures
     for scenario in made.scenarios:

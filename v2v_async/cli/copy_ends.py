@@ -121,20 +121,16 @@ def _standard(side: Side) -> Endpoint:
     fd = 0 if side == "source" else 1
     name = "stdin" if side == "source" else "stdout"
     try:
-        mode = os.fstat(fd).st_mode
+        os.fstat(fd)
     except OSError as error:
         raise _error(side, f"{name}: {error.strerror}", f"give the program a {name}") from None
     if side == "target" and os.isatty(fd):
         raise TargetError(
             "refusing to write to a terminal", hint="name a file, or pipe it into a program"
         )
-    if stat.S_ISREG(mode) or stat.S_ISBLK(mode):
-        import fcntl
+    from v2v_async.copy.open_file import local_kind  # it brings in libnbd
 
-        # Positions mean nothing to a file opened by >>: what is written goes to its end.
-        if side == "source" or not fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_APPEND:
-            return Endpoint("file", fd=fd)
-    return Endpoint("stream", fd=fd)
+    return Endpoint(local_kind(fd), fd=fd)
 
 
 def _path(word: str, side: Side) -> Endpoint:

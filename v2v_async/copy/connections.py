@@ -13,6 +13,7 @@ import anyio
 import anyio.to_thread
 
 from v2v_async.copy.disk import DiskCopy
+from v2v_async.copy.lane import Side
 from v2v_async.copy.opening import (
     Opened,
     Pair,
@@ -33,6 +34,8 @@ class Connections:
         self.target = template(target)
         self.most = most
         self.opened = 0
+        self.side: Side = "target"
+        """Where the last attempt to open a pair got to."""
         self._idle = [Pair(source, target)]
         self._witness: Pair | None = None
         self._kept: Pair | None = None
@@ -41,7 +44,7 @@ class Connections:
         """Return a pair of ``work``'s epoch.
 
         Raises:
-            NbdError: nobody is there now; ``side`` says where.
+            NbdError: nobody is there now; :attr:`side` says where.
             TimeoutError: nobody answered in time.
             CopyError: what is there now is something else.
         """
@@ -77,9 +80,6 @@ class Connections:
         except BaseException:
             await close_side(source)
             raise
-
-    side = "target"
-    """Where the last attempt to open a pair got to."""
 
     def give_back(self, pair: Pair) -> None:
         """Keep a pair that is well for the next lane."""

@@ -14,7 +14,6 @@ connection that was cut.
 
 from __future__ import annotations
 
-import errno
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -23,6 +22,7 @@ from typing import TYPE_CHECKING
 
 from v2v_async.copy.geometry import Geometry
 from v2v_async.copy.plan import Part, cut
+from v2v_async.copy.retrying import HINTS
 from v2v_async.errors import CopyError, NbdError, RequestError
 from v2v_async.events import Bytes
 
@@ -58,13 +58,6 @@ class Chunk:
         return self.offset + self.length
 
 
-_HINTS = {
-    errno.ENOSPC: "make room on the target, then run it again",
-    errno.EDQUOT: "the target's quota is used up: raise it, then run it again",
-    errno.EIO: "the storage behind that server fails: its log, or the kernel's, says more",
-    errno.EPERM: "the server does not allow it: was it started read-only?",
-    errno.EROFS: "the server does not allow it: was it started read-only?",
-}
 # A lane asks for the extents of this part of what is left, so that the others find something.
 _WINDOWS = 8
 # An answer costs what the storage makes of it: tmpfs looks at every page up to the next hole, 27 ms
@@ -301,7 +294,7 @@ class DiskCopy:
                     error.message,
                     disk=self.index,
                     offset=error.offset,
-                    hint=_HINTS.get(error.errno),
+                    hint=HINTS.get(error.errno),
                 )
             elif isinstance(error, NbdError):
                 wrapped = CopyError(f"{op}: {error.message}", disk=self.index, offset=offset)

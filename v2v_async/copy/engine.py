@@ -27,14 +27,14 @@ from v2v_async.copy.worker import Worker
 from v2v_async.errors import V2VError, most_telling
 from v2v_async.events import Bytes, Reporter
 from v2v_async.options import CopyOptions
-from v2v_async.units import MIB
+from v2v_async.units import MIB, format_rate
 
 if TYPE_CHECKING:
     from v2v_async.copy.checkpoint import CheckpointFolder
 
 __all__ = ["CopyJob", "DiskResult", "copy_disks"]
 
-# Two threads on two cores keep up with nbdcopy; more only help where there are more cores.
+# They poll the lanes of slow servers, whose answers leave time: more only help with more cores.
 MAX_THREADS = max(1, min(4, os.cpu_count() or 1))
 MAX_LANES = 16
 """Pairs of connections over all disks: servers start a thread, or sixteen, for each."""
@@ -243,5 +243,8 @@ async def _follow_rate(
             warning = file.poll()
             if warning is not None:
                 reporter.warning(warning)
-            throttle.set_rate(file.rate)
+            if file.rate != throttle.rate:
+                now = "unlimited" if file.rate is None else format_rate(file.rate)
+                reporter.message(f"the bandwidth is now {now}")
+                throttle.set_rate(file.rate)
             await anyio.sleep(_RATE_FILE_EVERY_S)

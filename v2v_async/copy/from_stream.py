@@ -18,10 +18,10 @@ from v2v_async.copy.ends import End
 from v2v_async.copy.file import FileEnd
 from v2v_async.copy.hashing import HashedEnd
 from v2v_async.copy.pipe import Stream
-from v2v_async.copy.plan import Piece, split_zeroes
+from v2v_async.copy.plan import Piece, find_pieces
 from v2v_async.copy.pump import Landed, Pump, fitting
 from v2v_async.errors import SizeMismatchError, UnsupportedError
-from v2v_async.handle import ExportInfo
+from v2v_async.handle import ExportInfo, ZeroTest
 
 _UNSUPPORTED = (errno.EOPNOTSUPP, errno.ENOSYS)
 
@@ -71,7 +71,6 @@ class FromStream(Pump):
         self._is_known_zero = is_known_zero
         # Inner pieces begin on blocks of the target.
         self._zero_block = min(-(-sparse // self._unit) * self._unit, self._size)
-        self._blank = bytearray(self._size)
         self._flush = flush and info.can_flush
         self._free: list[_Slot] = []
         self._made = 0
@@ -135,18 +134,10 @@ class FromStream(Pump):
         return length
 
     def _pieces(self, memory: bytearray, length: int) -> list[Piece]:
-        block = self._zero_block
-        view = memoryview(memory)[:length]
-        if block == 0 or all(view[::block].tolist()):
-            return [(0, length, False)] if length else []
-        # A bytearray compares with a view at memory speed, up to the first difference.
-        if length == self._size and self._blank == view:
-            return [(0, length, True)]
-        blocks = (
-            not view[start] and self._blank[: min(block, length - start)] == view[start:][:block]
-            for start in range(0, length, block)
-        )
-        return split_zeroes(blocks, block, length)
+        if not length:
+            return []
+        words = memoryview(memory).cast("Q") if len(memory) % 8 == 0 else None
+        return find_pieces(words, ZeroTest(memory), length, self._zero_block)
 
     def _send(self, slot: _Slot, piece: Piece) -> None:
         start, length, is_zero = piece

@@ -151,12 +151,12 @@ async def connect(endpoint: Endpoint, contexts: Sequence[str]) -> Opened:
         return Opened(endpoint, connection.handle, connection.info)
     handle = Handle(contexts)
 
-    def connect() -> ExportInfo:
+    def start() -> ExportInfo:
         handle.connect_command(endpoint.argv)
         return handle.info()
 
     try:
-        info = await anyio.to_thread.run_sync(connect, abandon_on_cancel=True)
+        info = await anyio.to_thread.run_sync(start, abandon_on_cancel=True)
     except BaseException:
         handle.close(politely=False)
         raise

@@ -1,4 +1,4 @@
-"""Which failures are worth another try, and after what pause."""
+"""Which failures are worth another try, after what pause, and what to do about the others."""
 
 from __future__ import annotations
 
@@ -21,6 +21,14 @@ RETRYABLE = frozenset(
 )
 CANNOT = frozenset({errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL, errno.EOVERFLOW})
 """What a server answers that has no fast way, or no way, to make zeroes."""
+HINTS = {
+    errno.ENOSPC: "make room on the target, then run it again",
+    errno.EDQUOT: "the target's quota is used up: raise it, then run it again",
+    errno.EIO: "the storage behind that server fails: its log, or the kernel's, says more",
+    errno.EPERM: "the server does not allow it: was it started read-only?",
+    errno.EROFS: "the server does not allow it: was it started read-only?",
+}
+"""What a person can do about a request that failed for good, by errno."""
 _FIRST_PAUSE_S, _LAST_PAUSE_S = 0.1, 5.0
 _FIRST_RECONNECT_S = 0.25
 
