@@ -401,6 +401,35 @@ def test_a_lane_that_waits_loses_no_byte_when_servers_die(
     assert shared.budget.taken == 0
 
 
+def test_data_told_of_behind_what_was_asked_for_is_not_asked_for_again() -> None:
+    """As nbdkit's file plugin does it: one question is enough for a dense disk."""
+    content = bytearray(random.Random(4).randbytes(300_000)) + bytearray(100_000)
+    content += bytearray(random.Random(5).randbytes(100_000))
+    target = bytearray(len(content))
+    shape = make_geometry(len(content), 1, len(content), 1, 4096)
+    copy = DiskCopy(1, shape, is_known_zero=True)
+    asked = []
+
+    def extents(offset: int, length: int) -> Entries:
+        asked.append(offset)
+        if offset < 300_000:
+            return [(300_000 - offset, 0)]
+        if offset < 400_000:
+            return [(400_000 - offset, 3)]
+        return [(10**9, 0)]
+
+    shared = share(shape.request_size, 4)
+    source = FakeHandle(content, extents=extents)
+    BlockingLane(copy, source, FakeHandle(target), shared, _nothing, 0).run()
+    assert target == content
+    assert copy.bytes().copied == 400_000
+    assert asked[0] == 0
+    # Zeroes are not believed behind what was asked for: there may be data by now.
+    assert len([offset for offset in asked if offset < 300_000]) == 1
+    assert len([offset for offset in asked if 300_000 <= offset < 400_000]) > 1
+    assert len([offset for offset in asked if offset >= 400_000]) == 1
+
+
 def test_a_lane_that_waits_leaves_a_slow_server_to_others() -> None:
     """It stops after its request: what it has done counts, the rest is to be done."""
     content = bytearray(random.Random(3).randbytes(300_000))

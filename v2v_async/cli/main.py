@@ -5,6 +5,7 @@ What only one subcommand needs is imported when it is asked for: a copy must sta
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -102,6 +103,7 @@ def _guarded(work: Callable[[], int], prog: str) -> int:
         return report(explain(error, verbose=is_verbose and not isinstance(error, V2VError)), prog)
     finally:
         drop_broken_stdout()
+        gc.freeze()  # or the interpreter searches all that is about to go for cycles: 10 ms
 
 
 def parser() -> argparse.ArgumentParser:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from v2v_async.copy.disk import Chunk, DiskCopy
 from v2v_async.copy.plan import Part, Piece, Plan, arrange
-from v2v_async.extent import align_data, from_reply
+from v2v_async.extent import STATE_ZERO, align_data, from_reply
 from v2v_async.handle import Entries
 from v2v_async.units import KIB
 
@@ -71,6 +71,11 @@ def _parts(disk: DiskCopy, chunk: Chunk, source: Reply, target: Reply | None) ->
             told = min(max(said // geometry.block * geometry.block, geometry.block), told)
             if told < chunk.length:
                 disk.shorten(chunk, told)
+        elif said > told and not entries[-1][1] & STATE_ZERO:
+            # The last extent goes on behind what was asked for. That there is data can be believed
+            # of any server, and saves asking; for zeroes it is asked properly.
+            end = -(-(chunk.offset + said) // geometry.block) * geometry.block
+            disk.learn_data(chunk.end, min(end, geometry.size))
     zeroes = []
     if target is not None and target.code:
         disk.can_target_extents = False

@@ -213,6 +213,22 @@ class DiskCopy:
             chunk.length = size
         return mine
 
+    def learn_data(self, offset: int, end: int) -> None:
+        """Note that a range holds data, so that nobody asks for what of it is still to be done."""
+        todo: deque[_Range] = deque()
+        with self._lock:
+            for found in self._todo:
+                start, stop = max(found.start, offset), min(found.end, end)
+                if start >= stop or found.is_there or found.parts is not None:
+                    todo.append(found)
+                    continue
+                if found.start < start:
+                    todo.append(_Range(found.start, start))
+                todo.append(_Range(start, stop, parts=[(start, stop, "data")]))
+                if stop < found.end:
+                    todo.append(_Range(stop, found.end))
+            self._todo = todo
+
     def shorten(self, chunk: Chunk, length: int) -> None:
         """Keep only the first ``length`` bytes of a chunk; the rest is to be done."""
         if length == chunk.length:
