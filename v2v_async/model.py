@@ -70,6 +70,13 @@ class CpuTopology(Model):
     threads: int
 
 
+class SourceTpm(Model):
+    """A TPM of the source. ``model`` as libvirt names it: tpm-tis, tpm-crb."""
+
+    model: str | None = None
+    version: str | None = Field(default=None, description="1.2 or 2.0, where known")
+
+
 class SourceGuest(Model):
     """Everything known about the guest before conversion (``metadata.in``)."""
 
@@ -84,7 +91,9 @@ class SourceGuest(Model):
     cpu_topology: CpuTopology | None = None
     features: list[str] = []
     firmware: Firmware = "unknown"
-    display: str | None = None
+    secure_boot: bool = False
+    tpm: SourceTpm | None = None
+    display: str | None = Field(default=None, description="as virt-v2v prints it")
     sound: str | None = None
     disks: list[SourceDisk]
     removables: list[SourceRemovable] = []

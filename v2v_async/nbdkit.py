@@ -13,10 +13,6 @@ from v2v_async import process
 from v2v_async.errors import DependencyError
 from v2v_async.process import ServerCommand
 
-COW_BLOCK_SIZE = 64 * 1024
-"""The cow filter's default; a conversion writes little, so a smaller one would buy nothing."""
-
-
 _TLS_PARAMETERS = {"tls-certificates": "tls-certificates", "tls-psk-file": "tls-psk"}
 """Of an NBD URI, and what nbdkit's nbd plugin calls them."""
 
@@ -110,36 +106,6 @@ def serve(
     argv += [f"--filter={name}" for name in filters]
     argv += [plugin, *parameters]
     return ServerCommand("nbdkit", tuple(argv), socket, environment or {})
-
-
-def serve_source_file(features: Features, path: Path, socket: Path, scratch: Path) -> ServerCommand:
-    """Serve a raw file or block device under a cow overlay: the source is never written.
-
-    The overlay is an unlinked file in ``scratch``; it goes with the server.
-    """
-    # The file plugin opens read-write only when a connection may write to it, and behind the
-    # cow filter none may (nbdkit-cow-filter(1)).
-    parameters = [f"file={path.absolute()}"]
-    return serve(
-        features,
-        socket,
-        "file",
-        parameters,
-        filters=["cow"],
-        environment={"TMPDIR": str(scratch)},
-    )
-
-
-def serve_source_uri(features: Features, uri: str, socket: Path, scratch: Path) -> ServerCommand:
-    """Serve a remote NBD export under a cow overlay."""
-    return serve(
-        features,
-        socket,
-        "nbd",
-        uri_parameters(uri),
-        filters=["cow"],
-        environment={"TMPDIR": str(scratch)},
-    )
 
 
 def uri_parameters(uri: str) -> list[str]:

@@ -9,6 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
+from urllib.parse import urlsplit
+
+from v2v_async.secret import Secret
+
+# libvirt's drivers for VMware: vpx is vCenter, the others are single hosts.
+_VMWARE = ("esx", "gsx", "vpx")
 
 Mapping = tuple[str | None, str]
 """``in:out`` of -n and -b; ``None`` for the default mapping (``-n OUT``)."""
@@ -32,10 +38,20 @@ class InputOptions:
     connection: str | None = None
     format: str | None = None
     options: tuple[tuple[str, str | None], ...] = ()
-    password_file: Path | None = None
+    password: Secret | None = None
     transport: str | None = None
-    bandwidth: str | None = None
-    bandwidth_file: Path | None = None
+
+    @property
+    def kind(self) -> str:
+        """Which input it is: ``-i libvirt`` is several, by -ic and -it, as in virt-v2v."""
+        if self.mode == "local":
+            return "disk"
+        if self.mode != "libvirt" or self.connection is None:
+            return self.mode
+        address = urlsplit(self.connection)
+        if address.scheme in _VMWARE and address.hostname:
+            return "vddk" if self.transport == "vddk" else "vcenter"
+        return "xen-ssh" if address.scheme == "xen+ssh" and address.hostname else "libvirt"
 
 
 @dataclass(frozen=True, slots=True)

@@ -92,12 +92,12 @@ def parse_info(said: Mapping[str, Any]) -> ImageInfo:
 
 async def create_qcow2(
     path: Path,
-    size: int,
+    size: int | None,
     *,
     preallocation: Literal["off", "metadata", "falloc", "full"] = "off",
     backing: tuple[str, str] | None = None,
 ) -> None:
-    """Make a qcow2 image of ``size`` bytes at ``path``, which must not exist.
+    """Make a qcow2 image of ``size`` bytes (None: as its backing file) at ``path``, a new file.
 
     ``preallocation`` is qemu-img's: ``falloc`` reserves every cluster without writing it, ``full``
     writes zeroes. ``backing`` is (file, format).
@@ -112,7 +112,9 @@ async def create_qcow2(
         argv += ["-o", f"preallocation={preallocation}"]
     if backing is not None:
         argv += ["-b", backing[0], "-F", backing[1]]
-    await _run([*argv, "--", _literal(path), str(size)], path, timeout_s=None)
+    await _run(
+        [*argv, "--", _literal(path), *([] if size is None else [str(size)])], path, timeout_s=None
+    )
 
 
 async def version() -> tuple[str, Version]:

@@ -20,6 +20,8 @@ from tests.conftest import require
 from v2v_async import kvm, nbdkit
 from v2v_async.convert import convert
 from v2v_async.events import Event, Reporter
+from v2v_async.input.image import FileImage
+from v2v_async.input.overlay import source_command
 from v2v_async.model import Nic, SourceDisk, SourceGuest, TargetGuest
 from v2v_async.options import ConvertOptions, OutputOptions
 from v2v_async.output.registry import parse_output
@@ -143,8 +145,11 @@ async def _convert(
         for disk in source.disks:
             await servers.start(
                 f"in{disk.index}",
-                nbdkit.serve_source_file(
-                    features, Path(disk.source), v2vdir.source_socket(disk.index), v2vdir.path
+                source_command(
+                    features,
+                    FileImage(Path(disk.source)),
+                    v2vdir.source_socket(disk.index),
+                    scratch=v2vdir.path,
                 ),
                 log=v2vdir.log("input", disk.index),
             )

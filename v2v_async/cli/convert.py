@@ -81,10 +81,12 @@ def version(prog: str) -> str:
 
 def _warnings(words: virt_v2v.Words, options: GuestOptions) -> list[str]:
     warnings = list(words.warnings)
-    if words.has("-ic"):
-        warnings.append(f"-ic is not used by -i {options.input.mode}")
-    if words.has("-ip"):
-        warnings.append(f"-ip is not used by -i {options.input.mode}")
+    kind = modes.INPUT_KINDS[options.input.kind]
+    warnings += [
+        f"{option} is not used by {kind.name}"
+        for option in ("-ic", "-ip")
+        if words.has(option) and option not in kind.uses
+    ]
     return warnings
 
 

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from v2v_async.cli import table, virt_v2v
+from v2v_async.cli import modes, table, virt_v2v
 from v2v_async.cli.convert import version
 from v2v_async.cli.getopt import Option
 from v2v_async.cli.main import _guarded
@@ -47,32 +47,40 @@ class Helper:
     phases: tuple[str, ...] = ()
 
 
-def _mode(words: Words, option: str, wanted: str) -> None:
+def _output_mode(words: Words, wanted: str) -> None:
     """Make ``wanted`` the mode where none was given; refuse another helper's."""
-    from v2v_async.cli import modes
-
-    find = modes.input_mode if option == "-i" else modes.output_mode
-    text = words.last(option)
+    text = words.last("-o")
     if text is None:
-        words.options[option] = [wanted]
-    elif find(text).name != wanted:
-        kind = "input" if option == "-i" else "output"
+        words.options["-o"] = [wanted]
+    elif modes.output_mode(text).name != wanted:
         raise UsageError(
-            f"this helper is for {option} {wanted}, not {option} {text}",
-            hint=f"run helper-v2v-{kind}-{find(text).name} where there is one",
+            f"this helper is for -o {wanted}, not -o {text}",
+            hint=f"run helper-v2v-output-{modes.output_mode(text).name} where there is one",
         )
 
 
-def _input(words: Words) -> Step:
-    _mode(words, "-i", "disk")
-    options = virt_v2v.input_options(words)
+_INPUT_WORDS = {
+    "vcenter": (("-i", "libvirt"),),
+    "vddk": (("-i", "libvirt"), ("-it", "vddk")),
+    "xen-ssh": (("-i", "libvirt"),),
+}
+"""What an input's helper takes as given, where it is not the -i of the same name."""
 
-    async def step(v2vdir: Path, reporter: Reporter) -> None:
-        from v2v_async import steps
 
-        await steps.input_step(v2vdir, options, reporter)
+def _input(wanted: str) -> Callable[[Words], Step]:
+    def make(words: Words) -> Step:
+        for option, value in _INPUT_WORDS.get(wanted, (("-i", wanted),)):
+            words.options.setdefault(option, [value])
+        options = virt_v2v.input_options(words, wanted)
 
-    return step
+        async def step(v2vdir: Path, reporter: Reporter) -> None:
+            from v2v_async import steps
+
+            await steps.input_step(v2vdir, options, reporter)
+
+        return step
+
+    return make
 
 
 def _convert(words: Words) -> Step:
@@ -95,7 +103,7 @@ def _output(wanted: str) -> Callable[[Words], Step]:
                 "say which half of the step", hint="write setup or final before any disk"
             )
         is_setup = words.words[0] == "setup"
-        _mode(words, "-o", wanted)
+        _output_mode(words, wanted)
         options = virt_v2v.output_options(words)
 
         async def step(v2vdir: Path, reporter: Reporter) -> None:
@@ -123,12 +131,15 @@ def _copy(words: Words) -> Step:
 
 
 _ON = tuple(option for option in table.OUTPUT if option.name == "-on")
-INPUT_DISK = Helper(
-    "helper-v2v-input-disk",
-    "Serve the source's disks as DIR/in1, DIR/in2 … and write DIR/metadata.in.",
-    table.INPUT,
-    _input,
-)
+INPUTS = {
+    kind: Helper(
+        f"helper-v2v-input-{kind}",
+        "Serve the source's disks as DIR/in1, DIR/in2 … and write DIR/metadata.in.",
+        table.INPUT,
+        _input(kind),
+    )
+    for kind in modes.INPUT_KINDS
+}
 CONVERT = Helper(
     "helper-v2v-convert",
     "Convert the guest on DIR/in1, DIR/in2 … and write DIR/metadata.out.",
@@ -190,7 +201,7 @@ def _parser(helper: Helper) -> argparse.ArgumentParser:
     if helper.phases:
         positional.metavar, positional.help = "|".join(helper.phases), "which half of the step"
         positional.nargs = None
-    elif helper is not INPUT_DISK:
+    elif helper not in INPUTS.values():
         positional.help = argparse.SUPPRESS
     return made
 
@@ -202,7 +213,42 @@ def _main(helper: Helper, argv: Sequence[str] | None) -> int:
 
 def input_disk(argv: Sequence[str] | None = None) -> int:
     """Run helper-v2v-input-disk."""
-    return _main(INPUT_DISK, argv)
+    return _main(INPUTS["disk"], argv)
+
+
+def input_libvirt(argv: Sequence[str] | None = None) -> int:
+    """Run helper-v2v-input-libvirt."""
+    return _main(INPUTS["libvirt"], argv)
+
+
+def input_libvirtxml(argv: Sequence[str] | None = None) -> int:
+    """Run helper-v2v-input-libvirtxml."""
+    return _main(INPUTS["libvirtxml"], argv)
+
+
+def input_ova(argv: Sequence[str] | None = None) -> int:
+    """Run helper-v2v-input-ova."""
+    return _main(INPUTS["ova"], argv)
+
+
+def input_vcenter(argv: Sequence[str] | None = None) -> int:
+    """Run helper-v2v-input-vcenter."""
+    return _main(INPUTS["vcenter"], argv)
+
+
+def input_vddk(argv: Sequence[str] | None = None) -> int:
+    """Run helper-v2v-input-vddk."""
+    return _main(INPUTS["vddk"], argv)
+
+
+def input_vmx(argv: Sequence[str] | None = None) -> int:
+    """Run helper-v2v-input-vmx."""
+    return _main(INPUTS["vmx"], argv)
+
+
+def input_xen_ssh(argv: Sequence[str] | None = None) -> int:
+    """Run helper-v2v-input-xen-ssh."""
+    return _main(INPUTS["xen-ssh"], argv)
 
 
 def convert(argv: Sequence[str] | None = None) -> int:

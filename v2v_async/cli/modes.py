@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 
@@ -11,7 +11,7 @@ from v2v_async.errors import NotBuiltError, UsageError
 
 @dataclass(frozen=True, slots=True)
 class Mode:
-    """One -i or -o mode. ``options``: what its -io or -oo takes, with an explanation."""
+    """An -o mode. ``options``: what its -oo takes, with an explanation."""
 
     name: str
     is_built: bool = False
@@ -38,13 +38,61 @@ _OVERLAY = (
     "qcow2 for other formats)",
 )
 
-INPUTS: Mapping[str, Mode] = {
-    "disk": Mode("disk", is_built=True, options=(_OVERLAY,)),
-    "libvirt": Mode("libvirt"),
-    "libvirtxml": Mode("libvirtxml"),
-    "ova": Mode("ova"),
-    "vmx": Mode("vmx"),
+
+@dataclass(frozen=True, slots=True)
+class InputKind:
+    """An input as the command line sees it; ``-i libvirt`` is several (InputOptions.kind).
+
+    ``options``: what its -io takes, with an explanation; ``uses``: which of -ic -if -ip -it it
+    reads; ``argument``: what the words after the options are, ``most`` how many there may be.
+    ``needs_password``: where -ip is not given, a terminal is asked.
+    """
+
+    name: str
+    argument: str
+    options: tuple[tuple[str, str], ...] = (_OVERLAY,)
+    uses: frozenset[str] = frozenset()
+    most: int | None = 1
+    needs_password: bool = False
+
+
+INPUT_KINDS: Mapping[str, InputKind] = {
+    "disk": InputKind(
+        "-i disk",
+        "the guest's disks, or NBD URIs of them, system disk first",
+        uses=frozenset({"-if"}),
+        most=None,
+    ),
+    "libvirt": InputKind(
+        "-i libvirt", "the guest's name or UUID", uses=frozenset({"-ic", "-if", "-ip"})
+    ),
+    "libvirtxml": InputKind(
+        "-i libvirtxml", "the file with the guest's libvirt XML", uses=frozenset({"-if"})
+    ),
+    "ova": InputKind("-i ova", "the OVA file, or the folder that it was unpacked to"),
+    "vmx": InputKind(
+        "-i vmx",
+        "the guest's VMX file, or ssh://HOST/PATH of it with -it ssh",
+        uses=frozenset({"-ip", "-it"}),
+    ),
+    "vddk": InputKind(
+        "-i libvirt -it vddk",
+        "the guest's name",
+        uses=frozenset({"-ic", "-ip", "-it"}),
+        needs_password=True,
+    ),
+    "vcenter": InputKind(
+        "-i libvirt -ic vpx://",
+        "the guest's name",
+        uses=frozenset({"-ic", "-ip"}),
+        needs_password=True,
+    ),
+    "xen-ssh": InputKind(
+        "-i libvirt -ic xen+ssh://", "the guest's name", uses=frozenset({"-ic", "-if", "-ip"})
+    ),
 }
+
+INPUTS = ("disk", "libvirt", "libvirtxml", "ova", "vmx")
 INPUT_ALIASES = {"local": "disk"}
 
 OUTPUTS: Mapping[str, Mode] = {
@@ -71,26 +119,27 @@ OUTPUT_ALIASES = {
 }
 
 
-def _find(option: str, text: str, modes: Mapping[str, Mode], aliases: dict[str, str]) -> Mode:
-    mode = modes.get(aliases.get(text, text))
-    if mode is None:
-        near = get_close_matches(text, [*modes, *aliases], n=1)
-        known = ", ".join(modes)
+def _find(option: str, text: str, names: Sequence[str], aliases: Mapping[str, str]) -> str:
+    name = aliases.get(text, text)
+    if name not in names:
+        near = get_close_matches(text, [*names, *aliases], n=1)
         raise UsageError(
             f"{option}: unknown mode ‘{text}’",
-            hint=f"did you mean {option} {near[0]}?" if near else f"known modes: {known}",
+            hint=f"did you mean {option} {near[0]}?"
+            if near
+            else f"known modes: {', '.join(names)}",
         )
-    return mode
+    return name
 
 
-def input_mode(text: str) -> Mode:
-    """Return the mode that ``-i TEXT`` names."""
+def input_mode(text: str) -> str:
+    """Return the input that ``-i TEXT`` names."""
     return _find("-i", text, INPUTS, INPUT_ALIASES)
 
 
 def output_mode(text: str) -> Mode:
     """Return the mode that ``-o TEXT`` names."""
-    return _find("-o", text, OUTPUTS, OUTPUT_ALIASES)
+    return OUTPUTS[_find("-o", text, tuple(OUTPUTS), OUTPUT_ALIASES)]
 
 
 def require_built(option: str, mode: Mode, modes: Mapping[str, Mode], *, defaulted: bool) -> None:
@@ -104,24 +153,28 @@ def require_built(option: str, mode: Mode, modes: Mapping[str, Mode], *, default
     )
 
 
-def list_options(option: str, mode_option: str, mode: Mode) -> str:
-    """Return what ``-io ?`` or ``-oo ?`` prints."""
-    if not mode.options:
-        return f"{mode_option} {mode.name} takes no {option} options.\n"
-    lines = [f"{option} options of {mode_option} {mode.name}:", ""]
-    lines += [f"  {option} {name:<16} {text}" for name, text in mode.options]
+Options = tuple[tuple[str, str], ...]
+
+
+def list_options(option: str, mode: str, options: Options) -> str:
+    """Return what ``-io ?`` or ``-oo ?`` prints; ``mode`` as it is written: ``-i disk``."""
+    if not options:
+        return f"{mode} takes no {option} options.\n"
+    lines = [f"{option} options of {mode}:", ""]
+    width = max(16, *(len(name) for name, _ in options))
+    lines += [f"  {option} {name:<{width}} {text}" for name, text in options]
     return "\n".join(lines) + "\n"
 
 
 def check_options(
-    option: str, mode_option: str, mode: Mode, pairs: tuple[tuple[str, str | None], ...]
+    option: str, mode: str, options: Options, pairs: tuple[tuple[str, str | None], ...]
 ) -> None:
-    """Raise UsageError for a -io or -oo name that ``mode`` does not take."""
-    known = [name for name, _ in mode.options]
+    """Raise UsageError for a -io or -oo name that is not one of ``options``."""
+    known = [name for name, _ in options]
     for name, _ in pairs:
         if name not in known:
             hint = "it takes " + ", ".join(known) if known else f"leave {option} {name} out"
-            raise UsageError(f"{mode_option} {mode.name} takes no {option} {name}", hint=hint)
+            raise UsageError(f"{mode} takes no {option} {name}", hint=hint)
 
 
 def capabilities() -> str:
@@ -130,7 +183,7 @@ def capabilities() -> str:
     Source: virt-v2v(1), MACHINE READABLE OUTPUT.
     """
     lines = list(_FEATURES)
-    lines += [f"input:{mode.name}" for mode in INPUTS.values() if mode.is_built]
+    lines += [f"input:{name}" for name in INPUTS]
     lines += [f"output:{mode.name}" for mode in OUTPUTS.values() if mode.is_built]
     lines += ["convert:linux", "convert:windows"]
     return "\n".join(lines) + "\n"

@@ -38,7 +38,8 @@ def _alias(*names: str, metavar: str | None = "VALUE") -> Option:
 
 
 INPUT = (
-    _required("-i", metavar="MODE", help="disk (or local); default: libvirt", group="input",
+    _required("-i", metavar="MODE", group="input",
+              help="disk (or local), libvirt (the default), libvirtxml, ova or vmx",
               once=True),
     _required("-if", metavar="FORMAT", help="format of the disks; default: found out",
               group="input", once=True),
@@ -47,7 +48,7 @@ INPUT = (
               group="input"),
     _required("-ip", metavar="FILE", help="file with the input's password", group="input",
               once=True, files="file"),
-    _required("-it", metavar="TRANSPORT", help="ssh or vddk (not built yet)", group="input",
+    _required("-it", metavar="TRANSPORT", help="ssh or vddk", group="input",
               once=True),
 )  # fmt: skip
 

@@ -11,8 +11,9 @@ A helper reads only the part of its own step, so that a script can hand every he
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -31,6 +32,8 @@ from v2v_async.options import (
     NetworkOptions,
     OutputOptions,
 )
+from v2v_async.redact import redact
+from v2v_async.secret import Secret
 
 _CUSTOMIZE = frozenset(option.name for option in table.CUSTOMIZE)
 _IGNORED = ("--no-trim", "--vmtype")
@@ -173,22 +176,14 @@ _CHECKS: dict[str, Callable[[str], object]] = {
 def listed_options(words: Words) -> str | None:
     """Return the answer to ``-io ?`` or ``-oo ?``, or None where neither was asked."""
     if "?" in words.options.get("-io", []):
-        text = words.last("-i")
-        mode = modes.input_mode(text or "libvirt")
-        modes.require_built("-i", mode, modes.INPUTS, defaulted=text is None)
-        _refuse_transport(words)
-        return modes.list_options("-io", "-i", mode)
+        kind = modes.INPUT_KINDS[_source(words).kind]
+        return modes.list_options("-io", kind.name, kind.options)
     if "?" in words.options.get("-oo", []):
         text = words.last("-o")
         mode = modes.output_mode(text or "libvirt")
         modes.require_built("-o", mode, modes.OUTPUTS, defaulted=text is None)
-        return modes.list_options("-oo", "-o", mode)
+        return modes.list_options("-oo", f"-o {mode.name}", mode.options)
     return None
-
-
-def _refuse_transport(words: Words) -> None:
-    if (transport := words.last("-it")) is not None:
-        raise NotBuiltError(f"-it {transport}")
 
 
 def refuse_not_built(words: Words, options: Sequence[Option] = table.SHOWN) -> None:
@@ -198,35 +193,74 @@ def refuse_not_built(words: Words, options: Sequence[Option] = table.SHOWN) -> N
             raise NotBuiltError(option.name)
 
 
-def input_options(words: Words) -> InputOptions:
-    """Return what the input step reads.
-
-    Raises:
-        UsageError, NotBuiltError
-    """
-    text = words.last("-i")
-    mode = modes.input_mode(text or "libvirt")
-    modes.require_built("-i", mode, modes.INPUTS, defaulted=text is None)
-    _refuse_transport(words)
-    pairs = words.pairs("-io")
-    modes.check_options("-io", "-i", mode, pairs)
-    if not words.words:
-        raise UsageError(
-            f"-i {mode.name}: no disk was named",
-            hint="name the guest's disks, or NBD URIs of them, system disk first",
-        )
-    if "" in words.words:
-        raise UsageError(
-            f"-i {mode.name}: a disk's name is empty", hint="is a shell variable unset?"
-        )
+def _source(words: Words) -> InputOptions:
+    """Return what the input step reads, unchecked but for the mode."""
     return InputOptions(
-        mode=mode.name,
+        mode=modes.input_mode(words.last("-i") or "libvirt"),
         arguments=tuple(words.words),
         connection=words.last("-ic"),
         format=words.last("-if"),
-        options=pairs,
-        password_file=_path(words.last("-ip")),
+        options=words.pairs("-io"),
+        transport=words.last("-it"),
     )
+
+
+def input_options(words: Words, wanted: str | None = None) -> InputOptions:
+    """Return what the input step reads; a password is read from its file, or from the terminal.
+
+    Raises:
+        UsageError: also where the source is not of the kind ``wanted``.
+    """
+    options = _source(words)
+    kind = modes.INPUT_KINDS[options.kind]
+    if wanted is not None and wanted != options.kind:
+        raise UsageError(
+            f"this helper is for {modes.INPUT_KINDS[wanted].name}, not {kind.name}",
+            hint=f"run helper-v2v-input-{options.kind}",
+        )
+    modes.check_options("-io", kind.name, kind.options, options.options)
+    if options.transport is not None and "-it" not in kind.uses:
+        raise UsageError(f"‘-it {options.transport}’ has no meaning with ‘{kind.name}’")
+    if not words.words:
+        raise UsageError(f"{kind.name}: no guest was named", hint=f"name {kind.argument}")
+    if "" in words.words:
+        raise UsageError(
+            f"{kind.name}: the name of a guest or disk is empty",
+            hint="is a shell variable unset?",
+        )
+    if kind.most is not None and len(words.words) > kind.most:
+        raise UsageError(
+            f"{kind.name} takes one guest: ‘{redact(words.words[1])}’ is too much",
+            hint=f"name only {kind.argument}",
+        )
+    text = words.last("-ip")
+    if text is not None and "-ip" in kind.uses:
+        password: Secret | None = Secret.read(Path(text), "-ip")
+    else:
+        password = _ask_password(kind) if kind.needs_password else None
+    return replace(options, password=password)
+
+
+def _ask_password(kind: modes.InputKind) -> Secret:
+    """Ask the person at the terminal.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if not (sys.stdin and sys.stdin.isatty()):
+        raise UsageError(
+            f"{kind.name} needs a password, and there is no terminal to ask for it",
+            hint="add -ip FILE: the password is the file's only line",
+        )
+    from getpass import getpass
+
+    try:
+        value = getpass(f"Password for {kind.name}: ")
+    except EOFError:
+        value = ""
+    if not value:
+        raise UsageError(f"{kind.name} needs a password, and none was typed")
+    return Secret(value)
 
 
 def network_options(words: Words) -> NetworkOptions:
@@ -270,7 +304,7 @@ def output_options(words: Words) -> OutputOptions:
         if words.has(option):
             raise UsageError(f"-o {mode.name} takes no {option}", hint=f"leave {option} out")
     pairs = words.pairs("-oo")
-    modes.check_options("-oo", "-o", mode, pairs)
+    modes.check_options("-oo", f"-o {mode.name}", mode.options, pairs)
     if mode.name == "local" and not words.last("-os"):
         raise UsageError("-o local: no directory was named", hint="add -os DIR")
     if words.has("-on") and not words.last("-on"):

@@ -9,18 +9,24 @@ from __future__ import annotations
 
 import os
 import re
-import stat
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import ClassVar, Self
 
-from v2v_async import qemu_img
-from v2v_async.connection import export_info
-from v2v_async.errors import NbdError, SourceError, UsageError, V2VError
+from v2v_async.errors import UsageError
 from v2v_async.events import Reporter
+from v2v_async.input.checking import (
+    FORMAT_ALIASES,
+    FORMATS,
+    CheckedDisk,
+    check_each,
+    check_file,
+    check_uri,
+)
 from v2v_async.input.contract import Input
-from v2v_async.input.overlay import DiskSource, OverlayKind, choose
-from v2v_async.model import Nic, SourceDisk, SourceGuest
+from v2v_async.input.overlay import OverlayKind, choose, serve_overlays
+from v2v_async.model import Nic, SourceGuest
 from v2v_async.options import InputOptions
 from v2v_async.redact import redact
 from v2v_async.server import Servers
@@ -36,28 +42,14 @@ _MEMORY = 2 * GIB
 _VCPUS = 1
 _FEATURES = ["acpi", "apic", "pae"]
 
-FORMATS = ("raw", "qcow2", "vmdk", "vpc", "vhdx", "vdi", "qed", "parallels", "luks")
-_ALIASES = {"vhd": "vpc"}
-
-# Chains are short; this only ends one that goes round.
-_LONGEST_CHAIN = 200
-
 
 @dataclass(frozen=True, slots=True)
 class _Disk:
-    """An argument; size (bytes) and format are known after check."""
+    """An argument; ``format`` None: to be found out."""
 
     argument: str
     is_uri: bool
     format: str | None
-    size: int = 0
-    allocated: int | None = None
-    files: tuple[str, ...] = ()
-
-    @property
-    def shown(self) -> str:
-        """The argument for people: without a password."""
-        return redact(self.argument)
 
 
 class DiskInput(Input):
@@ -72,6 +64,7 @@ class DiskInput(Input):
     def __init__(self, disks: list[_Disk], overlay: OverlayKind | None) -> None:
         self._disks = disks
         self._overlay: OverlayKind | None = overlay
+        self._checked: list[CheckedDisk] = []
 
     @classmethod
     def parse(cls, options: InputOptions) -> Self:
@@ -95,11 +88,11 @@ class DiskInput(Input):
             overlay = "cow" if value == "cow" else "qcow2"
         image_format = options.format
         if image_format is not None:
-            image_format = _ALIASES.get(image_format, image_format)
+            image_format = FORMAT_ALIASES.get(image_format, image_format)
             if image_format not in FORMATS:
                 raise UsageError(
                     f"unknown format ‘-if {options.format}’",
-                    hint=f"the formats are: {', '.join([*FORMATS, *_ALIASES])}",
+                    hint=f"the formats are: {', '.join([*FORMATS, *FORMAT_ALIASES])}",
                 )
         disks = []
         for argument in options.arguments:
@@ -119,28 +112,21 @@ class DiskInput(Input):
         for disk in disks:
             key = disk.argument if disk.is_uri else os.path.realpath(disk.argument)
             if key in seen:
-                raise UsageError(f"the disk ‘{disk.shown}’ was named twice")
+                raise UsageError(f"the disk ‘{redact(disk.argument)}’ was named twice")
             seen.add(key)
         return cls(disks, overlay)
 
     async def check(self, reporter: Reporter) -> None:
         """See :class:`Input`."""
-        problems: list[tuple[int, V2VError]] = []
-        checked = []
-        for index, disk in enumerate(self._disks, 1):
-            try:
-                checked.append(await (_check_uri(disk) if disk.is_uri else _check_file(disk)))
-                choose(self._overlay, _source(checked[-1]))
-            except V2VError as error:
-                problems.append((index, error))
-        if len(problems) == 1:
-            index, only = problems[0]
-            only.locate(disk=index)
-            raise only
-        if problems:
-            told = "; ".join(f"disk {index}: {problem.message}" for index, problem in problems)
-            raise SourceError(f"{len(problems)} disks can't be used: {told}")
-        self._disks = checked
+        self._checked = await check_each([partial(self._look, disk) for disk in self._disks])
+
+    async def _look(self, disk: _Disk) -> CheckedDisk:
+        if disk.is_uri:
+            checked = await check_uri(disk.argument)
+        else:
+            checked = await check_file(Path(disk.argument), disk.format)
+        choose(self._overlay, checked.source)
+        return checked
 
     async def describe(self) -> SourceGuest:
         """See :class:`Input`."""
@@ -150,38 +136,20 @@ class DiskInput(Input):
             vcpus=_VCPUS,
             features=list(_FEATURES),
             display="window",
-            disks=[
-                SourceDisk(
-                    index=index,
-                    source=disk.shown,
-                    format=disk.format or "raw",
-                    size=disk.size,
-                    allocated=disk.allocated,
-                    files=list(disk.files),
-                )
-                for index, disk in enumerate(self._disks, 1)
-            ],
+            disks=[disk.described(index) for index, disk in enumerate(self._checked, 1)],
             nics=[Nic()],
         )
 
     async def setup(self, v2vdir: V2VDir, servers: Servers, reporter: Reporter) -> SourceGuest:
         """See :class:`Input`."""
         source = await self.describe()
-        sizes = {}
-        for index, disk in enumerate(self._disks, 1):
-            where = _source(disk)
-            overlay = choose(self._overlay, where)
-            try:
-                command = await overlay.prepare(
-                    where, index, v2vdir.source_socket(index), v2vdir.path
-                )
-                server = await servers.start(f"in{index}", command, log=v2vdir.log("input", index))
-            except V2VError as error:
-                error.locate(disk=index)
-                raise
-            assert server.info is not None
-            sizes[index] = server.info.size
-        disks = [disk.model_copy(update={"size": sizes[disk.index]}) for disk in source.disks]
+        sizes = await serve_overlays(
+            [disk.source for disk in self._checked], self._overlay, v2vdir, servers
+        )
+        disks = [
+            disk.model_copy(update={"size": size})
+            for disk, size in zip(source.disks, sizes, strict=True)
+        ]
         return source.model_copy(update={"disks": disks})
 
 
@@ -198,76 +166,3 @@ def guest_name(argument: str, *, is_uri: bool = False) -> str:
             name = name.removesuffix(suffix)
             break
     return name or "guest"
-
-
-def _source(disk: _Disk) -> DiskSource:
-    location = disk.argument if disk.is_uri else str(Path(disk.argument).absolute())
-    return DiskSource(location, disk.format or "raw", disk.is_uri, disk.size)
-
-
-async def _check_file(disk: _Disk) -> _Disk:
-    path = Path(disk.argument)
-    try:
-        status = path.stat()
-        mode = status.st_mode
-        if stat.S_ISDIR(mode):
-            raise SourceError(f"‘{path}’ is a directory, not a disk image")
-        if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
-            raise SourceError(f"‘{path}’ is neither a file nor a block device")
-        with path.open("rb"):
-            pass
-    except OSError as error:
-        raise SourceError(
-            f"the disk ‘{path}’ can't be read: {error.strerror}",
-            hint="check the name" if isinstance(error, FileNotFoundError) else "check its mode",
-        ) from error
-    if stat.S_ISREG(mode) and status.st_size == 0:
-        raise SourceError(f"the disk ‘{path}’ is empty (0 bytes)")
-    try:
-        info = await qemu_img.info(path, format_=disk.format)
-    except V2VError as error:
-        raise SourceError(
-            f"the disk ‘{path}’ can't be read{f' as {disk.format}' if disk.format else ''}: "
-            f"{error.message}",
-            hint="give its format with -if" if disk.format is None else "check -if",
-        ) from error
-    if info.virtual_size == 0:
-        raise SourceError(f"the disk ‘{path}’ is empty (0 bytes)")
-    if info.format not in FORMATS:
-        raise SourceError(
-            f"the disk ‘{path}’ has the format {info.format}, which is not supported",
-            hint=f"supported are: {', '.join(FORMATS)}",
-        )
-    return replace(
-        disk,
-        format=info.format,
-        size=info.virtual_size,
-        allocated=info.allocated,
-        files=(str(path.absolute()), *await _backing_files(info)),
-    )
-
-
-async def _backing_files(info: qemu_img.ImageInfo) -> tuple[str, ...]:
-    """Return the chain under an image, as far as it is made of files that can be looked at."""
-    found: list[str] = []
-    while info.backing_file is not None and len(found) < _LONGEST_CHAIN:
-        found.append(info.backing_file)
-        try:
-            info = await qemu_img.info(Path(info.backing_file))
-        except V2VError:
-            break  # the server will say it better when it opens the image
-    return tuple(found)
-
-
-async def _check_uri(disk: _Disk) -> _Disk:
-    try:
-        info = await export_info(disk.argument)
-    except NbdError as error:
-        raise SourceError(
-            error.message, hint="is the server running, and the URI right?"
-        ) from error
-    except TimeoutError as error:
-        raise SourceError(f"‘{disk.shown}’ does not answer") from error
-    if info.size == 0:
-        raise SourceError(f"the export ‘{disk.shown}’ is empty (0 bytes)")
-    return replace(disk, size=info.size)

@@ -7,71 +7,121 @@
 Two kinds, behind one small interface:
 
 ``cow``    nbdkit's cow filter. Nothing to prepare; the overlay is an unlinked file that goes with
-           its server. For raw files, block devices and NBD exports.
+           its server. For raw disks.
 ``qcow2``  a qcow2 file in the v2v directory, served by qemu-nbd. It outlives its server, and its
-           ``qemu:allocation-depth`` tells what conversion changed. For every format.
+           ``qemu:allocation-depth`` tells what conversion changed. For every format. What only an
+           nbdkit plugin can read is served to it by an nbdkit of its own, ``inINDEX.base``.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
 from v2v_async import nbdkit, qemu_img, qemu_nbd
-from v2v_async.errors import UsageError
+from v2v_async.errors import UsageError, V2VError
+from v2v_async.input.checking import raise_problems
+from v2v_async.input.image import (
+    DiskSource,
+    FileImage,
+    Image,
+    NbdImage,
+    PluginImage,
+    backing_name,
+)
 from v2v_async.process import ServerCommand
+from v2v_async.server import Server, Servers
+from v2v_async.v2vdir import V2VDir
 
 OverlayKind = Literal["cow", "qcow2"]
 
-
-@dataclass(frozen=True, slots=True)
-class DiskSource:
-    """A disk to be read: ``location`` is an absolute path, or an NBD URI where ``is_uri``.
-
-    ``size`` is its virtual size in bytes.
-    """
-
-    location: str
-    format: str
-    is_uri: bool
-    size: int
+REMOTE_COW_BLOCK_SIZE = 4096
+"""A write that does not fill a block of the overlay reads the rest of it from the source first:
+cheap from a local file (64 KiB, the default), a round trip for each from a remote one."""
 
 
 class Overlay(Protocol):
-    """Makes an overlay and says how to serve it."""
+    """Makes an overlay and serves it."""
 
-    async def prepare(
-        self, source: DiskSource, index: int, socket: Path, scratch: Path
-    ) -> ServerCommand:
-        """Return the server that exports an overlay on ``source``; its file is in ``scratch``."""
+    async def start(
+        self, source: DiskSource, index: int, v2vdir: V2VDir, servers: Servers
+    ) -> Server:
+        """Start the server that exports an overlay on ``source`` as ``inINDEX``."""
         ...
 
 
 class CowOverlay:
     """nbdkit's cow filter."""
 
-    async def prepare(
-        self, source: DiskSource, index: int, socket: Path, scratch: Path
-    ) -> ServerCommand:
+    async def start(
+        self, source: DiskSource, index: int, v2vdir: V2VDir, servers: Servers
+    ) -> Server:
         """See :class:`Overlay`."""
         features = await nbdkit.probe()
-        if source.is_uri:
-            return nbdkit.serve_source_uri(features, source.location, socket, scratch)
-        return nbdkit.serve_source_file(features, Path(source.location), socket, scratch)
+        command = source_command(
+            features, source.image, v2vdir.source_socket(index), scratch=v2vdir.path
+        )
+        return await servers.start(f"in{index}", command, log=v2vdir.log("input", index))
 
 
 class Qcow2Overlay:
     """A qcow2 file over the source."""
 
-    async def prepare(
-        self, source: DiskSource, index: int, socket: Path, scratch: Path
-    ) -> ServerCommand:
+    async def start(
+        self, source: DiskSource, index: int, v2vdir: V2VDir, servers: Servers
+    ) -> Server:
         """See :class:`Overlay`."""
-        overlay = scratch / f"overlay-{index}.qcow2"
-        backing = (source.location, source.format)
-        await qemu_img.create_qcow2(overlay, source.size, backing=backing)
-        return qemu_nbd.serve_overlay(overlay, socket)
+        log = v2vdir.log("input", index)
+        base: Path | None = None
+        size = source.size
+        if isinstance(source.image, PluginImage):
+            base = v2vdir.path / f"in{index}.base"
+            features = await nbdkit.probe()
+            command = source_command(features, source.image, base)
+            await servers.start(f"in{index}.base", command, log=log)
+        overlay = v2vdir.path / f"overlay-{index}.qcow2"
+        await qemu_img.create_qcow2(
+            overlay, size or None, backing=(backing_name(source, base), source.format)
+        )
+        command = qemu_nbd.serve_overlay(overlay, v2vdir.source_socket(index))
+        return await servers.start(f"in{index}", command, log=log)
+
+
+def source_command(
+    features: nbdkit.Features, image: Image, socket: Path, *, scratch: Path | None = None
+) -> ServerCommand:
+    """Return the nbdkit that serves a raw disk: under a cow filter in ``scratch``, or read-only.
+
+    The file plugin opens read-write only where a connection may write, and behind the cow filter
+    none may (nbdkit-cow-filter(1)). The overlay is an unlinked file in ``$TMPDIR``.
+    """
+    filters: tuple[str, ...] = ()
+    if isinstance(image, FileImage):
+        plugin, filters = "file", ("offset",) if image.is_part else ()
+        parameters = [f"file={image.path.absolute()}"]
+        if image.is_part:
+            parameters += [f"offset={image.offset}", f"range={image.length}"]
+    elif isinstance(image, NbdImage):
+        plugin = "nbd"
+        parameters = nbdkit.uri_parameters(image.uri)
+    else:
+        plugin, filters = image.plugin, image.filters
+        parameters = list(image.parameters)
+    environment = dict(image.environment) if isinstance(image, PluginImage) else {}
+    if scratch is not None:
+        filters = ("cow", *filters)
+        environment["TMPDIR"] = str(scratch)
+        if isinstance(image, PluginImage):
+            parameters.append(f"cow-block-size={REMOTE_COW_BLOCK_SIZE}")
+    return nbdkit.serve(
+        features,
+        socket,
+        plugin,
+        parameters,
+        filters=filters,
+        read_only=scratch is None,
+        environment=environment,
+    )
 
 
 def choose(wanted: OverlayKind | None, source: DiskSource) -> Overlay:
@@ -83,11 +133,34 @@ def choose(wanted: OverlayKind | None, source: DiskSource) -> Overlay:
     is_raw = source.format == "raw"
     if wanted == "cow" and not is_raw:
         raise UsageError(
-            f"‘-io overlay=cow’ can't serve ‘{source.location}’, which is {source.format}",
+            f"‘-io overlay=cow’ can't serve ‘{source.image.shown}’, which is {source.format}",
             hint="leave the option out, or use overlay=qcow2",
         )
-    if wanted == "qcow2" and source.location.startswith("nbds"):
+    is_tls = isinstance(source.image, NbdImage) and source.image.uri.startswith("nbds")
+    if wanted == "qcow2" and is_tls:
         raise UsageError(
             "‘-io overlay=qcow2’ can't be used with TLS (nbds://)", hint="use overlay=cow"
         )
     return CowOverlay() if is_raw and wanted != "qcow2" else Qcow2Overlay()
+
+
+async def serve_overlays(
+    disks: list[DiskSource], wanted: OverlayKind | None, v2vdir: V2VDir, servers: Servers
+) -> list[int]:
+    """Serve an overlay on each disk, ``in1`` first; return their sizes in bytes.
+
+    Raises:
+        V2VError: all that is wrong with any of them.
+    """
+    sizes: list[int] = []
+    problems: list[tuple[int, V2VError]] = []
+    for index, disk in enumerate(disks, 1):
+        try:
+            server = await choose(wanted, disk).start(disk, index, v2vdir, servers)
+        except V2VError as error:
+            problems.append((index, error))
+            continue
+        assert server.info is not None
+        sizes.append(server.info.size)
+    raise_problems(problems)
+    return sizes

@@ -2,30 +2,42 @@
 
 from __future__ import annotations
 
-from v2v_async.errors import NotBuiltError, UsageError
+from importlib import import_module
+
+from v2v_async.errors import UsageError
 from v2v_async.input.contract import Input
-from v2v_async.input.disk import DiskInput
 from v2v_async.options import InputOptions
 
-BUILT: dict[str, type[Input]] = {"disk": DiskInput, "local": DiskInput}
-KNOWN = ("disk", "libvirt", "libvirtxml", "local", "ova", "vmx")
+KINDS = {
+    "disk": "disk:DiskInput",
+    "libvirt": "libvirt:LibvirtInput",
+    "libvirtxml": "libvirtxml:LibvirtXmlInput",
+    "ova": "ova:OvaInput",
+    "vcenter": "vcenter:VCenterInput",
+    "vddk": "vddk:VddkInput",
+    "vmx": "vmx:VmxInput",
+    "xen-ssh": "xen_ssh:XenSshInput",
+}
+"""InputOptions.kind: its module and class, imported when asked for: each brings libraries."""
+
+
+def input_class(kind: str) -> type[Input]:
+    """Return the class of an input.
+
+    Raises:
+        UsageError: there is no such input.
+    """
+    if kind not in KINDS:
+        raise UsageError(f"unknown input ‘-i {kind}’", hint=f"the inputs are: {', '.join(KINDS)}")
+    module, _, name = KINDS[kind].partition(":")
+    found: type[Input] = getattr(import_module(f"v2v_async.input.{module}"), name)
+    return found
 
 
 def parse_input(options: InputOptions) -> Input:
-    """Return the input that ``-i`` names, its options checked.
+    """Return the input that the options name, its options checked.
 
     Raises:
-        NotBuiltError: virt-v2v has it, this version has not.
         UsageError: there is no such input, or its options are wrong.
     """
-    kind = BUILT.get(options.mode)
-    if kind is not None:
-        return kind.parse(options)
-    if options.mode in KNOWN:
-        raise NotBuiltError(
-            f"the input ‘-i {options.mode}’",
-            hint=f"built in this version: {', '.join(sorted(BUILT))}; or use virt-v2v(1)",
-        )
-    raise UsageError(
-        f"unknown input ‘-i {options.mode}’", hint=f"the inputs are: {', '.join(KNOWN)}"
-    )
+    return input_class(options.kind).parse(options)
