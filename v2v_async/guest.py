@@ -17,7 +17,6 @@ from pathlib import Path
 
 import anyio
 
-from v2v_async import virt_v2v_in_place
 from v2v_async.convert.networks import NetworkMap
 from v2v_async.errors import V2VError
 from v2v_async.events import Reporter
@@ -26,6 +25,7 @@ from v2v_async.model import SourceGuest, TargetGuest
 from v2v_async.options import GuestOptions
 from v2v_async.output.contract import Output
 from v2v_async.output.registry import parse_output
+from v2v_async.preflight import preflight
 from v2v_async.server import running_servers
 from v2v_async.steps import (
     run_convert,
@@ -58,30 +58,21 @@ async def convert_guest(
     output = parse_output(options.output)
     NetworkMap(options.convert.network)  # raises where two mappings contradict each other
 
-    # Everything that can be known now is checked now, before the long step begins.
-    with _located("input"):
-        await source_input.check(reporter.for_step("input"))
-        source = await source_input.describe()
+    source = await preflight(source_input, output, options.output.name, tmpdir, reporter)
     mine = reporter.for_guest(source.name)
     began = time.monotonic()
     mine.emit("started", details=_summary(source))
     try:
-        async with _v2v_directory(tmpdir, output, mine) as v2vdir:
-            with _located("convert"):
-                await virt_v2v_in_place.probe()
-            with _located("output"):
-                await output.check(mine.for_step("output"))
-                name = options.output.name or source.name
-                await output.check_source(source, name, mine.for_step("output"))
-            async with running_servers(v2vdir) as servers:
-                source = await run_input(v2vdir, source_input, servers, mine)
-                target = await run_convert(
-                    v2vdir, source, options.convert, options.output.name, mine
-                )
-                await run_output_setup(v2vdir, output, source, target.name, servers, mine)
-                await run_copy(v2vdir, source, options.copy, mine)
-                await servers.stop_all()
-                await run_finalize(v2vdir, output, target, mine)
+        async with (
+            _v2v_directory(tmpdir, output, mine) as v2vdir,
+            running_servers(v2vdir) as servers,
+        ):
+            source = await run_input(v2vdir, source_input, servers, mine)
+            target = await run_convert(v2vdir, source, options.convert, options.output.name, mine)
+            await run_output_setup(v2vdir, output, source, target.name, servers, mine)
+            await run_copy(v2vdir, source, options.copy, mine)
+            await servers.stop_all()
+            await run_finalize(v2vdir, output, target, mine)
     except V2VError as error:
         error.locate(guest=source.name)
         mine.emit(

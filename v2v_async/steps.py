@@ -57,9 +57,8 @@ async def step(name: str, v2vdir: V2VDir, reporter: Reporter) -> AsyncIterator[R
 async def run_input(
     v2vdir: V2VDir, source: Input, servers: Servers, reporter: Reporter
 ) -> SourceGuest:
-    """Serve the source's disks and write ``metadata.in``."""
+    """Serve the source's disks, which have been checked, and write ``metadata.in``."""
     async with step("input", v2vdir, reporter) as mine:
-        await source.check(mine)
         guest = await source.setup(v2vdir, servers, mine)
         v2vdir.write_source(guest)
     return guest
@@ -116,6 +115,7 @@ async def input_step(path: Path, options: InputOptions, reporter: Reporter) -> N
     source = parse_input(options)
     v2vdir = V2VDir(path.absolute())
     v2vdir.adopt()
+    await source.check(reporter.for_step("input"))
     async with running_servers(v2vdir, detached=True) as servers:
         await run_input(v2vdir, source, servers, reporter)
 

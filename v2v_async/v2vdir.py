@@ -93,7 +93,7 @@ class V2VDir:
         Raises:
             UsageError: ``parent`` is no directory to write in, or too long for socket names.
         """
-        base = parent or Path(os.environ.get("TMPDIR") or "/var/tmp")
+        base = parent or default_parent()
         try:
             path = Path(tempfile.mkdtemp(prefix="v2v.", dir=base.absolute()))
         except OSError as error:
@@ -229,6 +229,11 @@ class V2VDir:
     def add_output(self, output: OutputFile) -> None:
         """Note a file that this run makes, before it makes it."""
         self.update(outputs=[*self.state.outputs, output])
+
+
+def default_parent() -> Path:
+    """Return where v2v directories are made: ``$TMPDIR``, or /var/tmp as virt-v2v does."""
+    return Path(os.environ.get("TMPDIR") or "/var/tmp")
 
 
 def boot_id() -> str:

@@ -196,7 +196,16 @@ def test_machine_readable_to_a_descriptor_and_progress_to_stdout(tmp_path: Path)
         (["cnvert"], 2, "did you mean convert?"),
         (["-i", "disk"], 2, "options follow a subcommand"),
         (["convert", "--bogus"], 2, "unknown option"),
-        (["convert", "-i", "ova", "x"], 1, "-i ova is not built yet"),
+        (["convert", "-i", "ova", "x", "-o", "glance"], 1, "-o glance is not built yet"),
+        (["convert", "-i", "ova", "x", "y", "-o", "null"], 2, "takes one guest: ‘y’ is too much"),
+        (["convert", "-i", "ova", "-o", "null"], 2, "-i ova: no guest was named"),
+        (["convert", "-i", "libvirtxml", "-it", "ssh", "x", "-o", "null"], 2, "has no meaning"),
+        (["convert", "-i", "ova", "-io", "x=y", "x", "-o", "null"], 2, "takes no -io x"),
+        (
+            ["convert", "-ic", "vpx://u@h/d/e", "g", "-o", "null", "-ip", "/nonexistent"],
+            2,
+            "-ip ‘/nonexistent’: No such file",
+        ),
         (["completion", "fish"], 2, "no such shell"),
         (["clean", "--bogus"], 2, "unknown option"),
         (["convert", *GOOD, "--events=/nonexistent/x"], 2, "No such file or directory"),
@@ -243,7 +252,9 @@ def test_version_and_capabilities(capsys: pytest.CaptureFixture[str]) -> None:
     listed = capsys.readouterr().out.splitlines()
     assert listed[0] == "virt-v2v"
     assert {"input:disk", "output:local", "output:null", "convert:linux"} <= set(listed)
-    assert "input:ova" not in listed
+    assert {"input:disk", "input:libvirt", "input:libvirtxml", "input:ova", "input:vmx"} <= {
+        *listed
+    }
 
 
 def test_lists_of_options(capsys: pytest.CaptureFixture[str]) -> None:
@@ -270,6 +281,7 @@ def test_completion(shell: str, capsys: pytest.CaptureFixture[str], tmp_path: Pa
         (helpers.copy, ["--v2vdir", "d", "--parallel", "0"], "--parallel"),
         (helpers.input_disk, ["--v2vdir", "d"], "no disk was named"),
         (helpers.input_disk, ["--v2vdir", "d", "-i", "ova", "x"], "this helper is for -i disk"),
+        (helpers.input_vddk, ["--v2vdir", "d", "-i", "libvirt", "x"], "for -i libvirt -it vddk"),
         (helpers.output_local, ["--v2vdir", "d", "-os", "x"], "setup or final"),
         (helpers.output_local, ["--v2vdir", "d", "setup"], "-o local: no directory"),
         (helpers.output_null, ["--v2vdir", "d", "setup", "-o", "local"], "is for -o null"),

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from v2v_async.errors import NotBuiltError, SourceError, UsageError
+from v2v_async.errors import SourceError, UsageError
 from v2v_async.events import Reporter
 from v2v_async.input.disk import guest_name
 from v2v_async.input.registry import parse_input
@@ -68,12 +68,6 @@ def test_a_wrong_command_line_exits_2(options: InputOptions, said: str) -> None:
     with pytest.raises(UsageError, match=said) as caught:
         parse_input(options)
     assert caught.value.exit_status == 2
-
-
-def test_an_input_not_built_yet_says_so() -> None:
-    with pytest.raises(NotBuiltError, match="-i ova’ is not built yet") as caught:
-        parse_input(InputOptions("ova", ("x.ova",)))
-    assert caught.value.exit_status == 1
 
 
 async def test_a_missing_file(tmp_path: Path) -> None:

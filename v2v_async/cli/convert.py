@@ -47,7 +47,10 @@ def convert(argv: Sequence[str], prog: str, *, usage: str | None = None) -> int:
 
     def after(result: object) -> None:
         if edge.print_source and isinstance(result, SourceGuest):
-            Sink(sys.stdout)(describe(result))
+            is_for_program = edge.machine_readable is not None
+            # In one line: whoever reads messages from there reads one JSON object a line.
+            text = result.model_dump_json() + "\n" if is_for_program else describe(result)
+            Sink(sys.stdout)(text)
 
     return run(job, edge, prog, warnings=_warnings(words, options), after=after)
 

@@ -53,6 +53,7 @@ class InputKind:
     options: tuple[tuple[str, str], ...] = (_OVERLAY,)
     uses: frozenset[str] = frozenset()
     most: int | None = 1
+    noun: str = "guest"
     needs_password: bool = False
 
 
@@ -62,6 +63,7 @@ INPUT_KINDS: Mapping[str, InputKind] = {
         "the guest's disks, or NBD URIs of them, system disk first",
         uses=frozenset({"-if"}),
         most=None,
+        noun="disk",
     ),
     "libvirt": InputKind(
         "-i libvirt", "the guest's name or UUID", uses=frozenset({"-ic", "-if", "-ip"})

@@ -222,10 +222,10 @@ def input_options(words: Words, wanted: str | None = None) -> InputOptions:
     if options.transport is not None and "-it" not in kind.uses:
         raise UsageError(f"‘-it {options.transport}’ has no meaning with ‘{kind.name}’")
     if not words.words:
-        raise UsageError(f"{kind.name}: no guest was named", hint=f"name {kind.argument}")
+        raise UsageError(f"{kind.name}: no {kind.noun} was named", hint=f"name {kind.argument}")
     if "" in words.words:
         raise UsageError(
-            f"{kind.name}: the name of a guest or disk is empty",
+            f"{kind.name}: a {kind.noun}'s name is empty",
             hint="is a shell variable unset?",
         )
     if kind.most is not None and len(words.words) > kind.most:
