@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
+from urllib.parse import urlsplit
 
 from v2v_async.cli import modes, table, values
 from v2v_async.cli.getopt import Given, Option, parse
@@ -237,11 +238,11 @@ def input_options(words: Words, wanted: str | None = None) -> InputOptions:
     if text is not None and "-ip" in kind.uses:
         password: Secret | None = Secret.read(Path(text), "-ip")
     else:
-        password = _ask_password(kind) if kind.needs_password else None
+        password = _ask_password(kind, options) if kind.needs_password else None
     return replace(options, password=password)
 
 
-def _ask_password(kind: modes.InputKind) -> Secret:
+def _ask_password(kind: modes.InputKind, options: InputOptions) -> Secret:
     """Ask the person at the terminal.
 
     Raises:
@@ -254,8 +255,9 @@ def _ask_password(kind: modes.InputKind) -> Secret:
         )
     from getpass import getpass
 
+    whose = redact(urlsplit(options.connection or "").netloc) or kind.name
     try:
-        value = getpass(f"Password for {kind.name}: ")
+        value = getpass(f"Password for {whose}: ")
     except EOFError:
         value = ""
     if not value:
