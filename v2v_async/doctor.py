@@ -206,9 +206,10 @@ async def _look_at_program(program: Program) -> list[Finding]:
     )
     if path is None:
         return [base]
-    said = await _ask(path, "--version")
+    said = await _ask(path, program.version_option)
     if said is None:
-        return [replace(base, state="warning", detail=f"{path} --version fails")]
+        failed = f"{path} {program.version_option} fails"
+        return [replace(base, state="warning", detail=failed)]
     version = parse_version(said)
     return [
         replace(base, state=_judge(version, program.minimum), version=_text(version), detail=path)

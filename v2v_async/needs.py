@@ -35,7 +35,7 @@ class Binding:
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """A program to ask for its version."""
+    """A program to ask for its version, by ``version_option``."""
 
     name: str
     package: Package
@@ -43,6 +43,7 @@ class Program:
     is_needed: bool = False
     purpose: str = ""
     also_at: str = ""
+    version_option: str = "--version"
 
 
 QEMU_PACKAGE = (
@@ -64,6 +65,11 @@ PROGRAMS = (
     Program("nbdcopy", Package("libnbd-bin", "libnbd"), (), False, "bench"),
     Program("nbdinfo", Package("libnbd-bin", "libnbd"), (), False, "looking at exports"),
     Program("virsh", Package("libvirt-clients", "libvirt-client"), (), False, "libvirt"),
+    Program(
+        *("ssh", Package("openssh-client", "openssh-clients"), (), False, "-it ssh, xen+ssh"),
+        version_option="-V",
+    ),
+    Program("zstd", Package("zstd", "zstd"), (), False, "-i ova, packed by zstd"),
 )
 BINDINGS = (
     Binding(
@@ -93,8 +99,8 @@ PLUGINS: dict[str, tuple[bool, str, Package]] = {
     "file": (True, "", Package("nbdkit", "nbdkit-basic-plugins")),
     "nbd": (True, "", Package("nbdkit", "nbdkit-nbd-plugin")),
     "null": (True, "", Package("nbdkit", "nbdkit-basic-plugins")),
-    "curl": (False, "vCenter over HTTPS", Package("nbdkit", "nbdkit-curl-plugin")),
-    "ssh": (False, "-it ssh", Package("nbdkit", "nbdkit-ssh-plugin")),
+    "curl": (False, "vpx://, http disks of libvirt", Package("nbdkit", "nbdkit-curl-plugin")),
+    "ssh": (False, "-it ssh, xen+ssh", Package("nbdkit", "nbdkit-ssh-plugin")),
     # Debian builds nbdkit without it.
     "vddk": (False, "-it vddk", Package("", "nbdkit-vddk-plugin")),
     "python": (False, "tests", Package("nbdkit-plugin-python", "nbdkit-python-plugin")),
@@ -102,7 +108,9 @@ PLUGINS: dict[str, tuple[bool, str, Package]] = {
 FILTER_PACKAGE = Package("nbdkit", "nbdkit-basic-filters")
 FILTERS: dict[str, tuple[bool, str]] = {
     "cow": (True, ""),
-    **dict.fromkeys(("rate", "retry"), (False, "remote sources")),
+    "offset": (False, "-i ova"),
+    "retry": (False, "remote sources"),
+    "rate": (False, "bench"),
     **dict.fromkeys(("delay", "error", "noextents", "nozero"), (False, "tests")),
 }
 

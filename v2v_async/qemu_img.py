@@ -29,13 +29,18 @@ _PROGRESS = re.compile(r"\((\d{1,3})\.(\d\d)/100%\)")
 
 @dataclass(frozen=True, slots=True)
 class ImageInfo:
-    """What ``qemu-img info`` says. Sizes are bytes; ``allocated`` is what it takes of the disk."""
+    """What ``qemu-img info`` says. Sizes are bytes; ``allocated`` is what it takes of the disk.
+
+    ``content_files``: where its content lies, as far as the format tells: VMDK extents (of which
+    the image itself may be one), a qcow2's external data file.
+    """
 
     format: str
     virtual_size: int
     allocated: int | None
     backing_file: str | None
     is_encrypted: bool
+    content_files: tuple[str, ...] = ()
 
 
 class ImageError(V2VError):
@@ -81,12 +86,16 @@ def parse_info(said: Mapping[str, Any]) -> ImageInfo:
         KeyError, TypeError, ValueError: something that is always there is missing.
     """
     allocated = said.get("actual-size")
+    specific = said.get("format-specific", {}).get("data", {})
+    content = [extent.get("filename") for extent in specific.get("extents", [])]
+    content.append(specific.get("data-file"))
     return ImageInfo(
         format=str(said["format"]),
         virtual_size=int(said["virtual-size"]),
         allocated=None if allocated is None else int(allocated),
         backing_file=said.get("full-backing-filename") or said.get("backing-filename"),
         is_encrypted=bool(said.get("encrypted", False)),
+        content_files=tuple(str(name) for name in content if name),
     )
 
 
@@ -248,5 +257,5 @@ async def _run(argv: list[str], path: str | Path, *, timeout_s: float | None) ->
 def _literal(path: str | Path) -> str:
     """Keep qemu from taking the name of a local file for a protocol (``a:b``) or options."""
     if isinstance(path, Path):
-        return f"file:{path.absolute()}"
+        return f"{'host_device' if path.is_block_device() else 'file'}:{path.absolute()}"
     return path

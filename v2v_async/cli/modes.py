@@ -38,6 +38,33 @@ _OVERLAY = (
     "qcow2 for other formats)",
 )
 
+_VDDK = (
+    ("vddk-libdir", "the folder of VMware's library: the one that has lib64 in it"),
+    (
+        "vddk-thumbprint",
+        "SHA-1 of the server's certificate, AA:BB:… (default: asked of the server)",
+    ),
+    ("vddk-compression", "none, zlib, fastlz or skipz: how the server packs what it sends"),
+    ("vddk-config", "VDDK's configuration file"),
+    ("vddk-cookie", "the cookie of a session with the server, instead of a login"),
+    ("vddk-file", "read this [DATASTORE] NAME.vmdk instead; once for each disk, in their order"),
+    ("vddk-nfchostport", "the port of the host's NFC service (default: 902)"),
+    ("vddk-noextents", "true: do not ask where the data is, which some servers take long to tell"),
+    ("vddk-port", "the server's port (default: that of -ic, or 443)"),
+    ("vddk-snapshot", "the managed object reference of a snapshot to read"),
+    ("vddk-transports", "how to read, the first that works: MODE:MODE:…"),
+)
+
+
+_SSH = (
+    ("ssh-config", "the ssh configuration file to read in place of ~/.ssh/config"),
+    ("ssh-identity", "a private key to log in with, before those of ~/.ssh"),
+    (
+        "ssh-known-hosts",
+        "the file with the keys of known hosts, in place of ~/.ssh/known_hosts",
+    ),
+)
+
 
 @dataclass(frozen=True, slots=True)
 class InputKind:
@@ -69,17 +96,21 @@ INPUT_KINDS: Mapping[str, InputKind] = {
         "-i libvirt", "the guest's name or UUID", uses=frozenset({"-ic", "-if", "-ip"})
     ),
     "libvirtxml": InputKind(
-        "-i libvirtxml", "the file with the guest's libvirt XML", uses=frozenset({"-if"})
+        "-i libvirtxml",
+        "the file with the guest's libvirt XML",
+        uses=frozenset({"-ic", "-if", "-ip"}),
     ),
     "ova": InputKind("-i ova", "the OVA file, or the folder that it was unpacked to"),
     "vmx": InputKind(
         "-i vmx",
         "the guest's VMX file, or ssh://HOST/PATH of it with -it ssh",
+        options=(_OVERLAY, *_SSH),
         uses=frozenset({"-ip", "-it"}),
     ),
     "vddk": InputKind(
         "-i libvirt -it vddk",
         "the guest's name",
+        options=(_OVERLAY, *_VDDK),
         uses=frozenset({"-ic", "-ip", "-it"}),
         needs_password=True,
     ),
@@ -90,7 +121,10 @@ INPUT_KINDS: Mapping[str, InputKind] = {
         needs_password=True,
     ),
     "xen-ssh": InputKind(
-        "-i libvirt -ic xen+ssh://", "the guest's name", uses=frozenset({"-ic", "-if", "-ip"})
+        "-i libvirt -ic xen+ssh://",
+        "the guest's name",
+        options=(_OVERLAY, *_SSH),
+        uses=frozenset({"-ic", "-if", "-ip", "-it"}),
     ),
 }
 

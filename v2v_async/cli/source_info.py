@@ -17,7 +17,7 @@ def describe(source: SourceGuest) -> str:
         ("CPU vendor", source.cpu_vendor or ""),
         ("CPU model", source.cpu_model or ""),
         ("CPU topology", _topology(source.cpu_topology)),
-        ("CPU features", ",".join(source.features)),
+        ("CPU features", ",".join(sorted(source.features))),
         ("firmware", source.firmware),
         ("display", source.display or ""),
         ("sound", source.sound or ""),

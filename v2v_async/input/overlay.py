@@ -102,7 +102,9 @@ def source_command(
         if image.is_part:
             parameters += [f"offset={image.offset}", f"range={image.length}"]
     elif isinstance(image, NbdImage):
-        plugin = "nbd"
+        # The plugin keeps a connection that was lost, and answers EINVAL from then on; the filter
+        # opens another.
+        plugin, filters = "nbd", ("retry",)
         parameters = nbdkit.uri_parameters(image.uri)
     else:
         plugin, filters = image.plugin, image.filters

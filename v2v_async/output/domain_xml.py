@@ -226,7 +226,8 @@ def _screen_and_sound(devices: etree._Element, source: SourceGuest) -> None:
     video = etree.SubElement(devices, "video")
     # Every guest has a driver for plain VGA; 16 MiB, as virt-v2v gives it.
     _add(video, "model", type="vga", vram="16384", heads="1")
-    kind = _DISPLAYS.get((source.display or "").lower(), "vnc")
+    # What follows the kind are its keymap and where it listened, there.
+    kind = _DISPLAYS.get((source.display or "").lower().partition(" ")[0], "vnc")
     _add(devices, "graphics", type=kind, **({} if kind == "sdl" else {"autoport": "yes"}))
     card = _SOUND_CARDS.get((source.sound or "").lower())
     if card is not None:
