@@ -204,12 +204,15 @@ def test_what_is_left_out_is_told(devices: str, said: str) -> None:
 
 
 HOSTILE = {
-    "empty": (b"", "is not XML"),
-    "no XML": (b"QFI\xfb\x00\x00\x00\x03", "is not XML"),
-    "half": (b"<domain type='kvm'><name>g", "is not XML"),
+    "empty": (b"", "is not well-formed XML"),
+    "no XML": (b"QFI\xfb\x00\x00\x00\x03", "is not well-formed XML"),
+    "half": (b"<domain type='kvm'><name>g", "is not well-formed XML"),
     "another root": (b"<network/>", "its root element is <network>"),
     "a namespace": (b"<domain xmlns='urn:x' type='kvm'/>", "root element"),
-    "an unknown encoding": (b"<?xml version='1.0' encoding='moon'?><domain/>", "is not XML"),
+    "an unknown encoding": (
+        b"<?xml version='1.0' encoding='moon'?><domain/>",
+        "is not well-formed XML",
+    ),
     "a document type": (b"<!DOCTYPE domain><domain type='kvm'/>", "document type"),
     "entities": (
         b"<!DOCTYPE d [<!ENTITY a 'x'><!ENTITY b '&a;&a;&a;&a;&a;&a;&a;'>]><domain>&b;</domain>",
@@ -225,10 +228,19 @@ HOSTILE = {
         "'file:///etc/passwd'>]><domain>&x;</domain>".encode("utf-16"),
         "document type",
     ),
-    "an undefined entity": (b"<domain type='kvm'><name>&x;</name></domain>", "is not XML"),
-    "too large": (b"<domain>" + b" " * MAX_SIZE + b"</domain>", "larger than 4 MiB"),
-    "deep": (b"<domain>" + b"<a>" * 100_000 + b"</a>" * 100_000 + b"</domain>", "is not XML"),
-    "control characters": (b"<domain type='kvm'><name>\x01</name></domain>", "is not XML"),
+    "an undefined entity": (
+        b"<domain type='kvm'><name>&x;</name></domain>",
+        "is not well-formed XML",
+    ),
+    "too large": (b"<domain>" + b" " * MAX_SIZE + b"</domain>", "too large"),
+    "deep": (
+        b"<domain>" + b"<a>" * 100_000 + b"</a>" * 100_000 + b"</domain>",
+        "is not well-formed XML",
+    ),
+    "control characters": (
+        b"<domain type='kvm'><name>\x01</name></domain>",
+        "is not well-formed XML",
+    ),
 }
 
 

@@ -125,7 +125,7 @@ async def test_all_that_is_wrong_with_the_disks_is_told(tmp_path: Path) -> None:
     [
         ({"disk1.vmdk": RAW}, "holds no .ovf file"),
         ({"a.ovf": b"not xml", "disk1.vmdk": RAW}, "not well-formed XML"),
-        ({"a.ovf": b"<!DOCTYPE x><Envelope/>"}, "document type declaration"),
+        ({"a.ovf": b"<!DOCTYPE x><Envelope/>"}, "declares a document type"),
         ({"a.ovf": OVF}, "‘disk1.vmdk’ as a disk, which is not there"),
         ({"a.ovf": ovas.ovf("../../../etc/shadow")}, "leads out of the OVA"),
         ({"a.ovf": ovas.ovf("/etc/shadow")}, "leads out of the OVA"),

@@ -133,7 +133,7 @@ def test_a_collection_of_one_is_that_one() -> None:
         (b"\xff\xfe\x00<", "not well-formed XML"),
         (b'<?xml version="1.0" encoding="no-such"?><Envelope/>', "not well-formed XML"),
         (b"<Envelope><VirtualSystem/><VirtualSystem/></Envelope>", "2 virtual machines"),
-        (b"<!DOCTYPE x><Envelope/>", "document type declaration"),
+        (b"<!DOCTYPE x><Envelope/>", "declares a document type"),
         (ovas.ovf(items=cpu(0) + disk()), "0 virtual processors"),
         (ovas.ovf(items=cpu(10**9) + disk()), "virtual processors are absurd"),
         (ovas.ovf(items=item(3, 1, VirtualQuantity="two") + disk()), "‘two’, which is no number"),
@@ -150,7 +150,7 @@ def test_a_collection_of_one_is_that_one() -> None:
             ovas.ovf(capacity=None).replace(b'ovf:fileRef="file1"', b""),
             "neither a file nor a size",
         ),
-        (b"<Envelope>" + b" " * MAX_SIZE + b"</Envelope>", "is too long"),
+        (b"<Envelope>" + b" " * MAX_SIZE + b"</Envelope>", "is too large"),
     ],
 )
 def test_what_is_refused(description: bytes, said: str) -> None:

@@ -153,7 +153,14 @@ def test_processor() -> None:
 
 @pytest.mark.parametrize(
     ("display", "kind"),
-    [(None, "vnc"), ("window", "sdl"), ("vnc", "vnc"), ("spice", "spice"), ("teletype", "vnc")],
+    [
+        (None, "vnc"),
+        ("window", "sdl"),
+        ("vnc", "vnc"),
+        ("spice", "spice"),
+        ("spice listening on address ::1", "spice"),
+        ("teletype", "vnc"),
+    ],
 )
 def test_graphics(display: str | None, kind: str) -> None:
     root = document(target(source=source(display=display)))

@@ -72,7 +72,10 @@ def raise_problems(problems: Sequence[tuple[int, V2VError]]) -> None:
     if len(problems) == 1:
         raise problems[0][1]
     told = "; ".join(f"disk {index}: {problem.message}" for index, problem in problems)
-    raise SourceError(f"{len(problems)} disks can't be used: {told}")
+    hints = dict.fromkeys(problem.hint for _, problem in problems if problem.hint)
+    raise SourceError(
+        f"{len(problems)} disks can't be used: {told}", hint="; ".join(hints) if hints else None
+    )
 
 
 async def check_file(path: Path, format_: str | None) -> CheckedDisk:
@@ -81,6 +84,13 @@ async def check_file(path: Path, format_: str | None) -> CheckedDisk:
     Raises:
         SourceError: it can't be used; the message names it.
     """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise SourceError(
+            f"‘{path}’: the name is not UTF-8, and qemu takes no other",
+            hint="rename the file, or make a link with another name",
+        ) from error
     try:
         status = path.stat()
         mode = status.st_mode

@@ -25,7 +25,14 @@ from v2v_async.input.checking import (
     check_uri,
 )
 from v2v_async.input.contract import Input
-from v2v_async.input.overlay import OverlayKind, choose, serve_overlays
+from v2v_async.input.overlay import (
+    OVERLAY_HELP,
+    OverlayKind,
+    choose,
+    read_overlay,
+    refuse_unknown,
+    serve_overlays,
+)
 from v2v_async.model import Nic, SourceGuest
 from v2v_async.options import InputOptions
 from v2v_async.redact import redact
@@ -56,10 +63,7 @@ class DiskInput(Input):
     """One guest made of the disks named on the command line."""
 
     name: ClassVar[str] = "disk"
-    option_help: ClassVar[dict[str, str]] = {
-        "overlay": "cow or qcow2: what keeps the source from being written (default: cow for raw "
-        "disks and NBD, qcow2 for other formats)"
-    }
+    option_help: ClassVar[dict[str, str]] = {"overlay": OVERLAY_HELP}
 
     def __init__(self, disks: list[_Disk], overlay: OverlayKind | None) -> None:
         self._disks = disks
@@ -77,15 +81,8 @@ class DiskInput(Input):
             )
         if options.transport is not None:
             raise UsageError(f"‘-it {options.transport}’ has no meaning with ‘-i disk’")
-        overlay: OverlayKind | None = None
-        for key, value in options.options:
-            if key != "overlay" or value not in ("cow", "qcow2"):
-                shown = key if value is None else f"{key}={value}"
-                raise UsageError(
-                    f"-i disk: unknown option ‘-io {redact(shown)}’",
-                    hint="write overlay=cow or overlay=qcow2",
-                )
-            overlay = "cow" if value == "cow" else "qcow2"
+        refuse_unknown(options, cls.option_help, "-i disk")
+        overlay = read_overlay(options, "-i disk")
         image_format = options.format
         if image_format is not None:
             image_format = FORMAT_ALIASES.get(image_format, image_format)

@@ -31,7 +31,14 @@ from v2v_async.input.checksum import Checksum, verify_checksums
 from v2v_async.input.contract import Input
 from v2v_async.input.domain_xml import Domain, DomainDisk
 from v2v_async.input.image import PluginImage
-from v2v_async.input.overlay import OverlayKind, choose, serve_overlays
+from v2v_async.input.overlay import (
+    OVERLAY_HELP,
+    OverlayKind,
+    choose,
+    read_overlay,
+    refuse_unknown,
+    serve_overlays,
+)
 from v2v_async.input.probing import check_plugin
 from v2v_async.input.xml_source import parse_xml, text
 from v2v_async.libvirt_connection import FoundVolume
@@ -52,10 +59,7 @@ VolumeLookup = Callable[[str, str], Awaitable[FoundVolume]]
 class DomainInput(Input):
     """A guest that libvirt's XML describes."""
 
-    option_help: ClassVar[dict[str, str]] = {
-        "overlay": "cow or qcow2: what keeps the source from being written (default: cow for raw "
-        "disks and NBD, qcow2 for other formats)"
-    }
+    option_help: ClassVar[dict[str, str]] = {"overlay": OVERLAY_HELP}
 
     def __init__(self, options: InputOptions) -> None:
         self._argument = options.arguments[0]
@@ -77,14 +81,8 @@ class DomainInput(Input):
                 f"‘-it {options.transport}’ has no meaning with ‘-i {options.mode}’",
                 hint="it belongs to -i vmx, and to -i libvirt with -ic vpx:// or esx://",
             )
-        for key, value in options.options:
-            if key != "overlay" or value not in ("cow", "qcow2"):
-                shown = key if value is None else f"{key}={value}"
-                raise UsageError(
-                    f"-i {self.name}: unknown option ‘-io {redact(shown)}’",
-                    hint="write overlay=cow or overlay=qcow2",
-                )
-            self._overlay = "cow" if value == "cow" else "qcow2"
+        refuse_unknown(options, self.option_help, f"-i {self.name}")
+        self._overlay = read_overlay(options, f"-i {self.name}")
         if self._format is not None:
             self._format = FORMAT_ALIASES.get(self._format, self._format)
             if self._format not in FORMATS:
@@ -114,7 +112,7 @@ class DomainInput(Input):
     async def check(self, reporter: Reporter) -> None:
         """See :class:`Input`."""
         async with self._opened(reporter) as (domain, volume):
-            for warning in domain.warnings:
+            for warning in [*domain.warnings, *_visible_queries(domain)]:
                 reporter.warning(warning)
             self._domain = domain
             self._checked = await check_each(
@@ -187,6 +185,15 @@ class DomainInput(Input):
             for disk, size in zip(source.disks, sizes, strict=True)
         ]
         return source.model_copy(update={"disks": disks})
+
+
+def _visible_queries(domain: Domain) -> list[str]:
+    """Return a warning for each URL that may hold a token: nbdkit takes URLs only in its argv."""
+    return [
+        f"disk {index}: the query of its URL can be seen in the list of processes while it is read"
+        for index, disk in enumerate(domain.disks, 1)
+        if disk.kind == "network" and "?" in disk.location and disk.location.startswith("http")
+    ]
 
 
 async def _look_at_network(disk: DomainDisk, format_: str | None) -> CheckedDisk:

@@ -34,12 +34,18 @@ from v2v_async.input.ova_open import open_ova
 from v2v_async.input.ova_packed import PackedTar
 from v2v_async.input.ova_unpack import Unpacking, go_through, wanted_checksums
 from v2v_async.input.ova_work import Work, in_thread
-from v2v_async.input.overlay import OverlayKind, choose, serve_overlays
+from v2v_async.input.overlay import (
+    OVERLAY_HELP,
+    OverlayKind,
+    choose,
+    read_overlay,
+    refuse_unknown,
+    serve_overlays,
+)
 from v2v_async.input.ovf import Ovf, OvfDisk, parse_ovf
 from v2v_async.input.tar_headers import Member
 from v2v_async.model import SourceGuest
 from v2v_async.options import InputOptions
-from v2v_async.redact import redact
 from v2v_async.server import Servers
 from v2v_async.v2vdir import V2VDir
 
@@ -51,10 +57,7 @@ class OvaInput(Input):
     """One guest in an OVA."""
 
     name: ClassVar[str] = "ova"
-    option_help: ClassVar[dict[str, str]] = {
-        "overlay": "cow or qcow2: what keeps the source from being written (default: cow for raw "
-        "disks and NBD, qcow2 for other formats)"
-    }
+    option_help: ClassVar[dict[str, str]] = {"overlay": OVERLAY_HELP}
 
     def __init__(self, path: Path, overlay: OverlayKind | None) -> None:
         self._path = path
@@ -81,15 +84,8 @@ class OvaInput(Input):
                 f"‘-if {options.format}’ has no meaning with ‘-i ova’: each disk's format is "
                 "found out"
             )
-        overlay: OverlayKind | None = None
-        for key, value in options.options:
-            if key != "overlay" or value not in ("cow", "qcow2"):
-                shown = key if value is None else f"{key}={value}"
-                raise UsageError(
-                    f"-i ova: unknown option ‘-io {redact(shown)}’",
-                    hint="write overlay=cow or overlay=qcow2",
-                )
-            overlay = "cow" if value == "cow" else "qcow2"
+        refuse_unknown(options, cls.option_help, "-i ova")
+        overlay = read_overlay(options, "-i ova")
         return cls(Path(options.arguments[0]), overlay)
 
     async def check(self, reporter: Reporter) -> None:

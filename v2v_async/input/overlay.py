@@ -15,6 +15,7 @@ Two kinds, behind one small interface:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -29,11 +30,19 @@ from v2v_async.input.image import (
     PluginImage,
     backing_name,
 )
+from v2v_async.options import InputOptions
 from v2v_async.process import ServerCommand
+from v2v_async.redact import redact
 from v2v_async.server import Server, Servers
 from v2v_async.v2vdir import V2VDir
 
 OverlayKind = Literal["cow", "qcow2"]
+
+OVERLAY_HELP = (
+    "cow or qcow2: what keeps the source from being written (default: cow for raw disks and NBD, "
+    "qcow2 for other formats)"
+)
+"""What ``-io ?`` says of ``overlay``."""
 
 REMOTE_COW_BLOCK_SIZE = 4096
 """A write that does not fill a block of the overlay reads the rest of it from the source first:
@@ -138,12 +147,49 @@ def choose(wanted: OverlayKind | None, source: DiskSource) -> Overlay:
             f"‘-io overlay=cow’ can't serve ‘{source.image.shown}’, which is {source.format}",
             hint="leave the option out, or use overlay=qcow2",
         )
+    image = source.image
+    if wanted == "qcow2" and is_raw and isinstance(image, FileImage) and (image.length or 0) % 512:
+        raise UsageError(
+            f"‘-io overlay=qcow2’ can't serve ‘{source.image.shown}’: qemu reads parts of a file "
+            "only in multiples of 512 bytes",
+            hint="leave the option out, or use overlay=cow",
+        )
     is_tls = isinstance(source.image, NbdImage) and source.image.uri.startswith("nbds")
     if wanted == "qcow2" and is_tls:
         raise UsageError(
             "‘-io overlay=qcow2’ can't be used with TLS (nbds://)", hint="use overlay=cow"
         )
     return CowOverlay() if is_raw and wanted != "qcow2" else Qcow2Overlay()
+
+
+def read_overlay(options: InputOptions, name: str) -> OverlayKind | None:
+    """Return what ``-io overlay`` says; ``name`` is the input's, as a person writes it.
+
+    Raises:
+        UsageError: it says something else.
+    """
+    wanted: OverlayKind | None = None
+    for key, value in options.options:
+        if key != "overlay":
+            continue
+        if value not in ("cow", "qcow2"):
+            raise UsageError(
+                f"{name}: ‘-io {key if value is None else f'{key}={redact(value)}'}’ is not known",
+                hint="write overlay=cow or overlay=qcow2",
+            )
+        wanted = "cow" if value == "cow" else "qcow2"
+    return wanted
+
+
+def refuse_unknown(options: InputOptions, known: Mapping[str, str], name: str) -> None:
+    """Raise UsageError for a ``-io`` option that an input does not have."""
+    for key, value in options.options:
+        if key not in known:
+            shown = redact(key if value is None else f"{key}={value}")
+            raise UsageError(
+                f"{name}: unknown option ‘-io {shown}’",
+                hint=f"‘{name} -io ?’ lists them: {', '.join(known)}",
+            )
 
 
 async def serve_overlays(

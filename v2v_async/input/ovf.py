@@ -15,7 +15,8 @@ from typing import Literal
 from lxml import etree
 
 from v2v_async.errors import SourceError
-from v2v_async.input.ovf_xml import attribute, children, first_text, local, parse_xml, value_of
+from v2v_async.input.ovf_xml import attribute, children, first_text, local, value_of
+from v2v_async.input.xml_source import parse_untrusted
 from v2v_async.model import (
     Controller,
     CpuTopology,
@@ -87,7 +88,7 @@ def parse_ovf(xml: bytes, what: str) -> Ovf:
     Raises:
         SourceError: it is none, it is dangerous, or a guest can't be made of it.
     """
-    root = parse_xml(xml, what, MAX_SIZE)
+    root = parse_untrusted(xml, what, MAX_SIZE)
     if local(root) != "Envelope":
         raise SourceError(
             f"{what} is not an OVF: it begins with <{local(root)}>, not with <Envelope>",

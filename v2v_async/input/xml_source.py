@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 from lxml import etree
@@ -11,37 +12,55 @@ from v2v_async.errors import SourceError
 MAX_SIZE = 4 * 1024 * 1024
 """libvirt's own messages hold no longer string (REMOTE_STRING_MAX in remote_protocol.x)."""
 
+_DECLARATION = re.compile(rb"<!\s*(DOCTYPE|ENTITY)", re.IGNORECASE)
 
-def parse_xml(content: bytes, what: str, root: str) -> etree._Element:
-    """Return the root element, which must be ``root``; ``what`` names the document in messages.
+
+def parse_untrusted(content: bytes, what: str, max_size: int) -> etree._Element:
+    """Return the root element of a document from a stranger; ``what`` names it in messages.
+
+    No document type, no entities, no network, no depth without end; at most ``max_size`` bytes.
 
     Raises:
-        SourceError: it is no XML, too large, declares a document type, or has another root.
+        SourceError: it is no XML, or has what such a document has no use for.
     """
-    if len(content) > MAX_SIZE:
+    if len(content) > max_size:
         raise SourceError(
-            f"{what} is larger than {MAX_SIZE // (1024 * 1024)} MiB, so it is no libvirt XML",
+            f"{what} is too large for what it should be: {len(content)} bytes or more; at most "
+            f"{max_size} are read",
             hint="was a disk named in its place?",
         )
     # Before parsing, since entities in attributes are expanded by the parser itself; without the
     # zero bytes UTF-16 and UTF-32 read like ASCII. Encodings this misses are caught afterwards.
-    if b"<!DOCTYPE" in content.replace(b"\0", b""):
+    if _DECLARATION.search(content.replace(b"\0", b"")):
         raise _doctype(what)
     parser = etree.XMLParser(
         resolve_entities=False, no_network=True, load_dtd=False, huge_tree=False
     )
     try:
-        element = etree.fromstring(content, parser)
+        root = etree.fromstring(content, parser)
     except (etree.LxmlError, ValueError, LookupError) as error:
-        raise SourceError(
-            f"{what} is not XML: {error}", hint="‘virsh dumpxml GUEST’ writes what is wanted here"
-        ) from error
-    if element.getroottree().docinfo.doctype:  # type: ignore[union-attr]
+        reason = (str(error).splitlines() or ["it is empty"])[0]
+        raise SourceError(f"{what} is not well-formed XML: {reason}") from error
+    if root.getroottree().docinfo.internalDTD is not None:
         raise _doctype(what)
+    return root
+
+
+def parse_xml(content: bytes, what: str, root: str) -> etree._Element:
+    """Return the root element of a document of libvirt's, which must be ``root``.
+
+    Raises:
+        SourceError: as :func:`parse_untrusted`; or it has another root.
+    """
+    hint = "‘virsh dumpxml GUEST’ writes what is wanted here" if root == "domain" else None
+    try:
+        element = parse_untrusted(content, what, MAX_SIZE)
+    except SourceError as error:
+        error.hint = error.hint or hint
+        raise
     if element.tag != root:
         raise SourceError(
-            f"{what} is not a libvirt {root}: its root element is <{element.tag}>",
-            hint="‘virsh dumpxml GUEST’ writes what is wanted here" if root == "domain" else None,
+            f"{what} is not a libvirt {root}: its root element is <{element.tag}>", hint=hint
         )
     return element
 
@@ -50,7 +69,7 @@ def _doctype(what: str) -> SourceError:
     return SourceError(
         f"{what} declares a document type (<!DOCTYPE …>), which is refused: it can pull in other "
         "files and grow without end",
-        hint="libvirt writes none: take the declaration out",
+        hint="neither libvirt nor an honest OVF has one: take the declaration out",
     )
 
 
