@@ -193,6 +193,7 @@ def _target(
         guestcaps=guestcaps,
         inspection=inspection,
         firmware="uefi" if firmware == "uefi" else "bios",
+        secure_boot=firmware == "uefi" and source.secure_boot,
         buses=buses,
         boot_disk=_boot_disk(source, values.boot_device),
         nics=[networks.map(nic) for nic in source.nics],

@@ -11,6 +11,7 @@ from v2v_async.errors import V2VError
 from v2v_async.events import Bytes, Event, Reporter
 from v2v_async.model import SourceGuest
 from v2v_async.options import CopyOptions
+from v2v_async.server import tail_of
 from v2v_async.v2vdir import V2VDir
 
 
@@ -48,8 +49,18 @@ async def copy(
     except V2VError as error:
         if error.disk is not None:
             error.locate(log=v2vdir.log("copy", error.disk))
+            _tell_of_source(error, v2vdir, source)
         raise
     return [result.bytes for result in results]
+
+
+def _tell_of_source(error: V2VError, v2vdir: V2VDir, source: SourceGuest) -> None:
+    """Add what the server of the source said: it knows of the host behind it, a copy does not."""
+    disk = next((disk for disk in source.disks if disk.index == error.disk), None)
+    said = tail_of(v2vdir.log("input", error.disk)).rpartition(" error: ")[2].splitlines()[:1]
+    if disk is None or error.hint is not None or not said:
+        return
+    error.hint = f"the server of its source, ‘{disk.source}’, said: {said[0]}"
 
 
 class _DiskLog:
