@@ -109,7 +109,8 @@ FILTER_PACKAGE = Package("nbdkit", "nbdkit-basic-filters")
 FILTERS: dict[str, tuple[bool, str]] = {
     "cow": (True, ""),
     "offset": (False, "-i ova"),
-    "retry": (False, "remote sources"),
+    **dict.fromkeys(("retry", "retry-request"), (False, "remote sources")),
+    **dict.fromkeys(("blocksize", "cacheextents"), (False, "-it vddk")),
     "rate": (False, "bench"),
     **dict.fromkeys(("delay", "error", "noextents", "nozero"), (False, "tests")),
 }

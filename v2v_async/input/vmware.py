@@ -1,0 +1,187 @@
+"""What ``-ic vpx://`` and ``esx://`` have in common, however the disks are read.
+
+libvirt's esx driver asks the server what the guest is; the subclasses read its disks.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import ClassVar, Self
+
+from v2v_async import nbdkit
+from v2v_async.errors import SourceError, UsageError
+from v2v_async.events import Reporter
+from v2v_async.input.checking import CheckedDisk, check_each
+from v2v_async.input.contract import Input
+from v2v_async.input.domain_xml import Domain, parse_domain
+from v2v_async.input.image import PluginImage
+from v2v_async.input.overlay import OverlayKind, choose
+from v2v_async.input.vmware_uri import VmwareUri, parse_uri
+from v2v_async.libvirt_connection import connected, refuse_active
+from v2v_async.model import SourceGuest
+from v2v_async.options import InputOptions
+from v2v_async.redact import redact
+from v2v_async.secret import Secret
+from v2v_async.server import Servers
+from v2v_async.v2vdir import V2VDir
+
+OVERLAY_HELP = (
+    "cow or qcow2: what keeps the source from being written (default: cow for raw disks and NBD, "
+    "qcow2 for other formats)"
+)
+
+
+RETRY: Mapping[str, tuple[str, ...]] = {
+    "retry": ("retries=5", "retry-delay=2", "retry-exponential=yes"),
+    "retry-request": ("retry-request-retries=4", "retry-request-delay=5"),
+}
+"""Filters from the client to the plugin, and their parameters.
+
+The one nearest to the plugin tries each request, and the opening of a disk, again for 20 s: a new
+connection is given up at once otherwise, and within 30 s here. The other one opens the disk anew
+and begins again, for as long as 2 + 4 + 8 + 16 + 32 s more: together a server may be away for three
+minutes."""
+
+# What libvirt's esx driver and libcurl say, and what to do then.
+_HINTS = (
+    (
+        "incorrect user name or password",
+        "check USER@ in -ic (a backslash is %5c, an @ is %40) and the file of -ip",
+    ),
+    (
+        "certificate",
+        "add the certificate of its authority to this machine's, use the name that the "
+        "certificate is for, or add ?no_verify=1 to -ic to trust any",
+    ),
+    (
+        "specified in",
+        "the path in -ic is /DATACENTER/HOST or /DATACENTER/CLUSTER/HOST, with the folders that "
+        "they are in",
+    ),
+    ("connect", "is the server up, and the way to it open (port 443)?"),
+)
+
+
+def _hint(message: str) -> str | None:
+    """Return what to do about an error of libvirt's."""
+    reason = message.partition("connected to: ")[2].lower()
+    return next((hint for said, hint in _HINTS if said in reason), None)
+
+
+def persistent(image: PluginImage, features: nbdkit.Features) -> PluginImage:
+    """Return the same image behind those of the RETRY filters that this nbdkit has."""
+    filters = [name for name in RETRY if features.has_filter(name)]
+    parameters = [word for name in filters for word in RETRY[name]]
+    return replace(
+        image,
+        filters=(*image.filters, *filters),
+        parameters=(*image.parameters, *parameters),
+    )
+
+
+class VmwareInput(Input):
+    """One guest of a vCenter or ESXi server."""
+
+    kind: ClassVar[str]
+    """It, as messages name it."""
+
+    def __init__(
+        self, uri: VmwareUri, guest: str, password: Secret, options: Sequence[tuple[str, str]]
+    ) -> None:
+        self._uri = uri
+        self._guest = guest
+        self._password = password
+        self._options = [(name, value) for name, value in options if name != "overlay"]
+        self._overlay: OverlayKind | None = None
+        for name, value in options:
+            if name == "overlay":
+                self._overlay = "cow" if value == "cow" else "qcow2"
+        self._domain: Domain | None = None
+        self._checked: list[CheckedDisk] = []
+
+    @classmethod
+    def parse(cls, options: InputOptions) -> Self:
+        """See :class:`Input`."""
+        if len(options.arguments) != 1:
+            raise UsageError(
+                f"{cls.kind} takes the name of one guest, not {len(options.arguments)}",
+                hint="name it as ‘virsh -c URI list --all’ does",
+            )
+        if options.connection is None:
+            raise UsageError(f"{cls.kind}: no server was named", hint="add -ic vpx://USER@SERVER/…")
+        if options.password is None:
+            raise UsageError(
+                f"{cls.kind} needs a password",
+                hint="add -ip FILE: the password is the file's only line",
+            )
+        given = []
+        for name, value in options.options:
+            if name not in cls.option_help:
+                shown = name if value is None else f"{name}={value}"
+                raise UsageError(
+                    f"{cls.kind}: unknown option ‘-io {redact(shown)}’",
+                    hint=f"it takes {', '.join(cls.option_help)}",
+                )
+            if not value:
+                raise UsageError(f"‘-io {name}’ needs a value", hint=f"write {name}=…")
+            if name == "overlay" and value not in ("cow", "qcow2"):
+                raise UsageError(
+                    f"{cls.kind}: unknown ‘-io overlay={redact(value)}’",
+                    hint="write overlay=cow or overlay=qcow2",
+                )
+            given.append((name, value))
+        return cls(parse_uri(options.connection), options.arguments[0], options.password, given)
+
+    async def check(self, reporter: Reporter) -> None:
+        """See :class:`Input`."""
+        self._domain = await self._ask_libvirt(reporter)
+        checks = await self._checks(self._domain, reporter)
+        self._checked = await check_each(checks)
+        for disk in self._checked:
+            choose(self._overlay, disk.source)
+
+    async def describe(self) -> SourceGuest:
+        """See :class:`Input`."""
+        assert self._domain is not None, "check comes first"
+        disks = [
+            checked.described(index, disk.controller)
+            for index, (checked, disk) in enumerate(
+                zip(self._checked, self._domain.disks, strict=True), 1
+            )
+        ]
+        return self._domain.guest.model_copy(update={"disks": disks})
+
+    async def setup(self, v2vdir: V2VDir, servers: Servers, reporter: Reporter) -> SourceGuest:
+        """See :class:`Input`."""
+        source = await self.describe()
+        sizes = await self._serve(v2vdir, servers)
+        disks = [
+            disk.model_copy(update={"size": size})
+            for disk, size in zip(source.disks, sizes, strict=True)
+        ]
+        return source.model_copy(update={"disks": disks})
+
+    async def _ask_libvirt(self, reporter: Reporter) -> Domain:
+        try:
+            async with connected(self._uri.text, self._password) as connection:
+                found = await connection.domain(self._guest)
+        except SourceError as error:
+            error.hint = _hint(error.message) or error.hint
+            raise
+        refuse_active(found, self._uri.text)
+        domain = parse_domain(found.xml, f"the guest ‘{found.name}’")
+        for warning in domain.warnings:
+            reporter.warning(warning)
+        return domain
+
+    @abstractmethod
+    async def _checks(
+        self, domain: Domain, reporter: Reporter
+    ) -> Sequence[Callable[[], Awaitable[CheckedDisk]]]:
+        """Return what looks at each disk, after looking at what they have in common."""
+
+    @abstractmethod
+    async def _serve(self, v2vdir: V2VDir, servers: Servers) -> list[int]:
+        """Serve an overlay on each disk; return their sizes in bytes."""
