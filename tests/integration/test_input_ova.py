@@ -17,7 +17,7 @@ from tests.integration.servers import MIB, digest, fragmented
 from tests.integration.test_input_disk import content, write
 from v2v_async.errors import SourceError, V2VError
 from v2v_async.events import Event, Reporter
-from v2v_async.input import ova as ova_module
+from v2v_async.input.ova import guest as ova_module
 from v2v_async.input.registry import parse_input
 from v2v_async.model import SourceGuest
 from v2v_async.options import InputOptions
@@ -213,7 +213,7 @@ async def test_a_wrong_checksum(short_tmp: Path, raw: Path, kind: str, algorithm
 async def test_long_reading_tells_how_far_it_is(
     short_tmp: Path, raw: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from v2v_async.input import ova_work
+    from v2v_async.input.ova import work as ova_work
 
     monkeypatch.setattr(ova_work, "_EVENT_EVERY_S", 0.0)
     files: Files = {"a.ovf": ovas.ovf("a.img"), "a.img": raw}
@@ -232,7 +232,7 @@ async def test_cancelled_while_it_reads(
     short_tmp: Path, raw: Path, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The thread stops, and nothing is left: neither a file nor zstd."""
-    from v2v_async.input import ova_unpack
+    from v2v_async.input.ova import unpacking as ova_unpack
 
     reached = anyio.Event()
     loop_token = anyio.lowlevel.current_token()
@@ -278,7 +278,7 @@ async def test_no_room_to_unpack(
 async def test_the_room_goes_while_it_is_unpacked(
     short_tmp: Path, raw: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from v2v_async.input import ova_unpack
+    from v2v_async.input.ova import unpacking as ova_unpack
 
     def full(self: object, content: bytes) -> None:
         raise self._failed(OSError(28, os.strerror(28)))  # type: ignore[attr-defined]

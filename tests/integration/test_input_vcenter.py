@@ -22,10 +22,10 @@ from v2v_async import libvirt_connection, vsphere
 from v2v_async.copy.step import copy
 from v2v_async.errors import SourceError, V2VError
 from v2v_async.events import Reporter
-from v2v_async.input import vcenter as vcenter_module
-from v2v_async.input import vmware
 from v2v_async.input.registry import parse_input
-from v2v_async.input.vmware_uri import parse_datastore_path
+from v2v_async.input.vmware import server_guest as vmware
+from v2v_async.input.vmware import vcenter as vcenter_module
+from v2v_async.input.vmware.uri import parse_datastore_path
 from v2v_async.libvirt_connection import FoundDomain
 from v2v_async.options import CopyOptions, InputOptions, OutputOptions
 from v2v_async.output.registry import parse_output
@@ -335,7 +335,7 @@ async def test_certificates_are_checked_against_the_authorities_of_the_environme
     async def connected(uri: str, password: Secret) -> AsyncIterator[Known]:
         yield Known()
 
-    monkeypatch.setattr("v2v_async.input.vmware.connected", connected)
+    monkeypatch.setattr("v2v_async.input.vmware.server_guest.connected", connected)
     other, _ = make_certificate(short_tmp, "other")
     monkeypatch.setenv("SSL_CERT_FILE", str(vcenter.certificate if trusted else other))
     given = options(vcenter, connection=vcenter.uri.removesuffix("?no_verify=1"))

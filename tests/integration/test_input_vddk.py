@@ -21,9 +21,9 @@ from v2v_async.connection import connected
 from v2v_async.copy.step import copy
 from v2v_async.errors import DependencyError, SourceError, V2VError
 from v2v_async.events import Event, Reporter
-from v2v_async.input import vddk as vddk_module
-from v2v_async.input import vmware
 from v2v_async.input.registry import parse_input
+from v2v_async.input.vmware import server_guest as vmware
+from v2v_async.input.vmware import vddk as vddk_module
 from v2v_async.options import CopyOptions, InputOptions, OutputOptions
 from v2v_async.output.registry import parse_output
 from v2v_async.secret import Secret

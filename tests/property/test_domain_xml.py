@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tests.e2e.test_print_source_libvirt import BETTER, DOCUMENTS
 from v2v_async.cli.source_info import describe
 from v2v_async.errors import SourceError
-from v2v_async.input.domain_xml import Domain, parse_domain
+from v2v_async.input.libvirt.domain_xml import Domain, parse_domain
 from v2v_async.model import SourceGuest
 
 SEEDS = [text.encode() for text in DOCUMENTS.values()]

@@ -16,13 +16,13 @@ from tests import ovas
 from tests.unit.test_input_ova_files import DESCRIPTOR, archive, qcow2, vhd, vmdk
 from v2v_async.errors import SourceError
 from v2v_async.events import Reporter
-from v2v_async.input.gunzip import PIECE, unpacked
-from v2v_async.input.image_header import HEAD, TAIL, read_header
-from v2v_async.input.manifest import parse_manifest
-from v2v_async.input.ova_members import find_disk
-from v2v_async.input.ovf import parse_ovf, parse_units
+from v2v_async.input.ova.gunzip import PIECE, unpacked
+from v2v_async.input.ova.image_header import HEAD, TAIL, read_header
+from v2v_async.input.ova.manifest import parse_manifest
+from v2v_async.input.ova.members import find_disk
+from v2v_async.input.ova.ovf import parse_ovf, parse_units
+from v2v_async.input.ova.tar_headers import Member, TarReader, normalised
 from v2v_async.input.registry import parse_input
-from v2v_async.input.tar_headers import Member, TarReader, normalised
 from v2v_async.options import InputOptions
 
 quiet = Reporter(lambda event: None, "t")

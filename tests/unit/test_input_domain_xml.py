@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from v2v_async.errors import SourceError
-from v2v_async.input.domain_xml import MAX_MEMORY, Domain, DomainDisk, parse_domain
+from v2v_async.input.libvirt.domain_xml import MAX_MEMORY, Domain, DomainDisk, parse_domain
 from v2v_async.input.xml_source import MAX_SIZE
 from v2v_async.model import CpuTopology, SourceTpm
 

@@ -16,7 +16,7 @@ from tests.unit.test_input_ova_files import DESCRIPTOR, archive, qcow2, vmdk
 from v2v_async.errors import DependencyError, SourceError, UsageError
 from v2v_async.events import Event, Reporter
 from v2v_async.input.contract import Input
-from v2v_async.input.ova import OvaInput, guest_name
+from v2v_async.input.ova.guest import OvaInput, guest_name
 from v2v_async.input.registry import parse_input
 from v2v_async.options import InputOptions
 
@@ -180,7 +180,7 @@ async def test_what_qemu_finds_in_an_image_counts_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, image_format: str
 ) -> None:
     """Were there a way around the look at the header, the image would be refused all the same."""
-    from v2v_async.input import image_header
+    from v2v_async.input.ova import image_header
 
     below, image = tmp_path / "below", tmp_path / "d"
     create = ["qemu-img", "create", "-q", "-f", image_format]
@@ -344,7 +344,7 @@ async def test_a_manifest_and_a_description_of_gigabytes(tmp_path: Path) -> None
 async def test_a_bomb_is_stopped_where_the_room_ends(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from v2v_async.input import ova
+    from v2v_async.input.ova import guest as ova
 
     monkeypatch.setattr(ova, "_room", lambda folder: 10 << 20)
     zeroes = bytes(64 << 20)

@@ -13,11 +13,11 @@ import pytest
 
 from tests import ovas
 from v2v_async.errors import SourceError
-from v2v_async.input.image_header import HEAD, TAIL, ImageHeader, read_header
-from v2v_async.input.manifest import MAX_SIZE, parse_manifest
-from v2v_async.input.ova_members import find_disk, find_ovf
-from v2v_async.input.ova_unpack import wanted_checksums
-from v2v_async.input.tar_headers import Member, TarReader, looks_like_tar
+from v2v_async.input.ova.image_header import HEAD, TAIL, ImageHeader, read_header
+from v2v_async.input.ova.manifest import MAX_SIZE, parse_manifest
+from v2v_async.input.ova.members import find_disk, find_ovf
+from v2v_async.input.ova.tar_headers import Member, TarReader, looks_like_tar
+from v2v_async.input.ova.unpacking import wanted_checksums
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer

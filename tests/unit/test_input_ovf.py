@@ -7,7 +7,7 @@ import pytest
 from tests import ovas
 from tests.ovas import SATA, SCSI, controller, cpu, disk, item, memory
 from v2v_async.errors import SourceError
-from v2v_async.input.ovf import MAX_SIZE, Ovf, parse_ovf, parse_units
+from v2v_async.input.ova.ovf import MAX_SIZE, Ovf, parse_ovf, parse_units
 from v2v_async.model import CpuTopology
 
 GIB = 1 << 30

@@ -12,10 +12,10 @@ from v2v_async.cli.modes import INPUT_KINDS
 from v2v_async.connection import CONNECT_TIMEOUT_S
 from v2v_async.errors import SourceError, UsageError
 from v2v_async.input.registry import input_class, parse_input
-from v2v_async.input.vcenter import RENEW_S
-from v2v_async.input.vddk_options import VddkOptions, parse_vddk_options
-from v2v_async.input.vmware import RETRY
-from v2v_async.input.vmware_uri import parse_datastore_path, parse_uri
+from v2v_async.input.vmware.server_guest import RETRY
+from v2v_async.input.vmware.uri import parse_datastore_path, parse_uri
+from v2v_async.input.vmware.vcenter import RENEW_S
+from v2v_async.input.vmware.vddk_options import VddkOptions, parse_vddk_options
 from v2v_async.options import InputOptions
 from v2v_async.secret import Secret
 

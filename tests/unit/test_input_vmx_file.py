@@ -7,8 +7,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from v2v_async.errors import SourceError
-from v2v_async.input.vmx_file import MAX_SIZE, parse_vmx
-from v2v_async.input.vmx_guest import VmxGuest, read_guest
+from v2v_async.input.vmx.file import MAX_SIZE, parse_vmx
+from v2v_async.input.vmx.hardware import VmxGuest, read_guest
 from v2v_async.model import CpuTopology, Nic, SourceGuest, SourceRemovable, SourceTpm
 
 DISK = 'scsi0:0.fileName = "a.vmdk"\n'

@@ -36,7 +36,7 @@ def test_a_password_file(tmp_path: Path, content: bytes, password: str) -> None:
 def test_what_is_no_password_file(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "password"
     path.write_bytes(content)
-    with pytest.raises(UsageError, match="-ip") as caught:
+    with pytest.raises(UsageError, match="-ip"):
         Secret.read(path, "-ip")
 
 

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from v2v_async.errors import SourceError
-from v2v_async.input.vmdk_chain import check_vmdk
-from v2v_async.input.vmdk_descriptor import Extent, embedded_range, parse_descriptor
+from v2v_async.input.vmx.vmdk_chain import check_vmdk
+from v2v_async.input.vmx.vmdk_descriptor import Extent, embedded_range, parse_descriptor
 
 pytestmark = pytest.mark.anyio
 

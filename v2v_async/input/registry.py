@@ -10,12 +10,12 @@ from v2v_async.options import InputOptions
 
 KINDS = {
     "disk": "disk:DiskInput",
-    "libvirt": "libvirt:LibvirtInput",
-    "libvirtxml": "libvirtxml:LibvirtXmlInput",
-    "ova": "ova:OvaInput",
-    "vcenter": "vcenter:VCenterInput",
-    "vddk": "vddk:VddkInput",
-    "vmx": "vmx:VmxInput",
+    "libvirt": "libvirt.guest:LibvirtInput",
+    "libvirtxml": "libvirt.xml_file:LibvirtXmlInput",
+    "ova": "ova.guest:OvaInput",
+    "vcenter": "vmware.vcenter:VCenterInput",
+    "vddk": "vmware.vddk:VddkInput",
+    "vmx": "vmx.guest:VmxInput",
     "xen-ssh": "xen_ssh:XenSshInput",
 }
 """InputOptions.kind: its module and class, imported when asked for: each brings libraries."""

@@ -15,7 +15,7 @@ from v2v_async.errors import SourceError, UsageError, V2VError
 from v2v_async.events import Reporter
 from v2v_async.input.checking import FORMAT_ALIASES, FORMATS, CheckedDisk, raise_problems
 from v2v_async.input.contract import Input
-from v2v_async.input.domain_xml import Domain, DomainDisk, parse_domain
+from v2v_async.input.libvirt.domain_xml import Domain, DomainDisk, parse_domain
 from v2v_async.input.overlay import OverlayKind, choose
 from v2v_async.input.ssh_files import (
     check_image,

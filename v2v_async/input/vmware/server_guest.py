@@ -15,10 +15,10 @@ from v2v_async.errors import SourceError, UsageError
 from v2v_async.events import Reporter
 from v2v_async.input.checking import CheckedDisk, check_each
 from v2v_async.input.contract import Input
-from v2v_async.input.domain_xml import Domain, parse_domain
 from v2v_async.input.image import PluginImage
+from v2v_async.input.libvirt.domain_xml import Domain, parse_domain
 from v2v_async.input.overlay import OverlayKind, choose
-from v2v_async.input.vmware_uri import VmwareUri, parse_uri
+from v2v_async.input.vmware.uri import VmwareUri, parse_uri
 from v2v_async.libvirt_connection import connected, refuse_active
 from v2v_async.model import SourceGuest
 from v2v_async.options import InputOptions

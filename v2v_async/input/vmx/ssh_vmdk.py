@@ -14,7 +14,7 @@ import posixpath
 from v2v_async.errors import SourceError
 from v2v_async.input.checking import CheckedDisk
 from v2v_async.input.ssh_files import RemoteFile, check_image, opened, remote_source
-from v2v_async.input.vmdk_descriptor import (
+from v2v_async.input.vmx.vmdk_descriptor import (
     DELTA_MAGICS,
     MAX_SIZE,
     SECTOR,

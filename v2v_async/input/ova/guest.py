@@ -22,18 +22,20 @@ import anyio.to_thread
 from v2v_async import process
 from v2v_async.errors import DependencyError, SourceError, UsageError
 from v2v_async.events import Reporter
-from v2v_async.input import manifest as manifests
-from v2v_async.input import ovf as descriptions
 from v2v_async.input.checking import CheckedDisk, check_each, raise_problems
 from v2v_async.input.contract import Input
-from v2v_async.input.manifest import Checksum, parse_manifest
-from v2v_async.input.ova_archive import Archive, check_room
-from v2v_async.input.ova_disks import DiskFinder, OvaDisk, look_at_unpacked
-from v2v_async.input.ova_members import find_manifests, find_ovf, usable
-from v2v_async.input.ova_open import open_ova
-from v2v_async.input.ova_packed import PackedTar
-from v2v_async.input.ova_unpack import Unpacking, go_through, wanted_checksums
-from v2v_async.input.ova_work import Work, in_thread
+from v2v_async.input.ova import manifest as manifests
+from v2v_async.input.ova import ovf as descriptions
+from v2v_async.input.ova.archive import Archive, check_room
+from v2v_async.input.ova.disks import DiskFinder, OvaDisk, look_at_unpacked
+from v2v_async.input.ova.manifest import Checksum, parse_manifest
+from v2v_async.input.ova.members import find_manifests, find_ovf, usable
+from v2v_async.input.ova.opening import open_ova
+from v2v_async.input.ova.ovf import Ovf, OvfDisk, parse_ovf
+from v2v_async.input.ova.packed import PackedTar
+from v2v_async.input.ova.tar_headers import Member
+from v2v_async.input.ova.unpacking import Unpacking, go_through, wanted_checksums
+from v2v_async.input.ova.work import Work, in_thread
 from v2v_async.input.overlay import (
     OVERLAY_HELP,
     OverlayKind,
@@ -42,8 +44,6 @@ from v2v_async.input.overlay import (
     refuse_unknown,
     serve_overlays,
 )
-from v2v_async.input.ovf import Ovf, OvfDisk, parse_ovf
-from v2v_async.input.tar_headers import Member
 from v2v_async.model import SourceGuest
 from v2v_async.options import InputOptions
 from v2v_async.server import Servers

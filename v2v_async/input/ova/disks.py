@@ -19,12 +19,12 @@ from v2v_async.errors import SourceError, V2VError
 from v2v_async.events import Reporter
 from v2v_async.input.checking import FORMATS, CheckedDisk
 from v2v_async.input.image import DiskSource, FileImage, PluginImage, backing_name
-from v2v_async.input.image_header import HEAD, TAIL, ImageHeader, read_header
-from v2v_async.input.ova_archive import Archive
-from v2v_async.input.ova_members import beside, chunks, find_disk
-from v2v_async.input.ova_work import Work, in_thread
-from v2v_async.input.ovf import OvfDisk
-from v2v_async.input.tar_headers import BLOCK, Member
+from v2v_async.input.ova.archive import Archive
+from v2v_async.input.ova.image_header import HEAD, TAIL, ImageHeader, read_header
+from v2v_async.input.ova.members import beside, chunks, find_disk
+from v2v_async.input.ova.ovf import OvfDisk
+from v2v_async.input.ova.tar_headers import BLOCK, Member
+from v2v_async.input.ova.work import Work, in_thread
 from v2v_async.redact import redact
 
 _LONGEST_BACKING_NAME = 1023

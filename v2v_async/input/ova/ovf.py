@@ -15,7 +15,7 @@ from typing import Literal
 from lxml import etree
 
 from v2v_async.errors import SourceError
-from v2v_async.input.ovf_xml import attribute, children, first_text, local, value_of
+from v2v_async.input.ova.ovf_xml import attribute, children, first_text, local, value_of
 from v2v_async.input.xml_source import parse_untrusted
 from v2v_async.model import (
     Controller,

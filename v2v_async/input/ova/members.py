@@ -11,10 +11,10 @@ from collections.abc import Mapping
 from urllib.parse import unquote
 
 from v2v_async.errors import SourceError
-from v2v_async.input.tar_headers import Member
+from v2v_async.input.ova.tar_headers import Member
 
 Members = Mapping[str, Member]
-"""By name, as :func:`~v2v_async.input.tar_headers.normalised` writes it."""
+"""By name, as :func:`~v2v_async.input.ova.tar_headers.normalised` writes it."""
 
 
 def is_text(name: str) -> bool:

@@ -20,10 +20,10 @@ from v2v_async.input.checking import CheckedDisk, check_each, raise_problems
 from v2v_async.input.contract import Input
 from v2v_async.input.overlay import OverlayKind, choose, serve_overlays
 from v2v_async.input.ssh_files import overlay_option, read_file, serve_remote
-from v2v_async.input.ssh_vmdk import check_remote_vmdk
-from v2v_async.input.vmdk_chain import check_vmdk
-from v2v_async.input.vmx_file import MAX_SIZE, parse_vmx
-from v2v_async.input.vmx_guest import VmxDisk, VmxGuest, read_guest
+from v2v_async.input.vmx.file import MAX_SIZE, parse_vmx
+from v2v_async.input.vmx.hardware import VmxDisk, VmxGuest, read_guest
+from v2v_async.input.vmx.ssh_vmdk import check_remote_vmdk
+from v2v_async.input.vmx.vmdk_chain import check_vmdk
 from v2v_async.model import SourceGuest
 from v2v_async.options import InputOptions
 from v2v_async.redact import redact

@@ -6,9 +6,9 @@ import stat
 from pathlib import Path
 
 from v2v_async.errors import SourceError
-from v2v_async.input.ova_archive import Archive, Folder, TarArchive
-from v2v_async.input.ova_packed import COMPRESSIONS, PackedTar, ZipArchive
-from v2v_async.input.tar_headers import looks_like_tar
+from v2v_async.input.ova.archive import Archive, Folder, TarArchive
+from v2v_async.input.ova.packed import COMPRESSIONS, PackedTar, ZipArchive
+from v2v_async.input.ova.tar_headers import looks_like_tar
 
 
 def open_ova(path: Path) -> tuple[Archive, str | None]:

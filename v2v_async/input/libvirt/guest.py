@@ -8,8 +8,8 @@ from typing import ClassVar, Self
 
 from v2v_async.errors import UsageError
 from v2v_async.events import Reporter
-from v2v_async.input.domain_input import DomainInput, VolumeLookup
-from v2v_async.input.domain_xml import Domain, parse_domain
+from v2v_async.input.libvirt.domain import DomainInput, VolumeLookup
+from v2v_async.input.libvirt.domain_xml import Domain, parse_domain
 from v2v_async.libvirt_connection import connected, is_remote, refuse_active
 from v2v_async.options import InputOptions
 from v2v_async.redact import redact

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import IO
 
 from v2v_async.errors import SourceError
-from v2v_async.input.gunzip import PIECE, Gunzip, Read
-from v2v_async.input.manifest import Checksum
-from v2v_async.input.ova_archive import Archive
-from v2v_async.input.ova_members import Members, inside
-from v2v_async.input.ova_work import Work
-from v2v_async.input.tar_headers import Member
+from v2v_async.input.ova.archive import Archive
+from v2v_async.input.ova.gunzip import PIECE, Gunzip, Read
+from v2v_async.input.ova.manifest import Checksum
+from v2v_async.input.ova.members import Members, inside
+from v2v_async.input.ova.tar_headers import Member
+from v2v_async.input.ova.work import Work
 
 _HOLE = 64 * 1024
 """Bytes: zeroes of this size and place are left out, so that an unpacked raw disk is sparse."""

@@ -14,7 +14,7 @@ from v2v_async.connection import connected
 from v2v_async.errors import SourceError, V2VError
 from v2v_async.events import Reporter
 from v2v_async.input.checking import raise_problems
-from v2v_async.input.domain_disks import ChecksumFail
+from v2v_async.input.libvirt.domain_disks import ChecksumFail
 from v2v_async.units import MIB
 from v2v_async.v2vdir import V2VDir
 

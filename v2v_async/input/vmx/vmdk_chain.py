@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from v2v_async.errors import SourceError
-from v2v_async.input import vmdk_descriptor
 from v2v_async.input.checking import CheckedDisk, check_file
-from v2v_async.input.vmdk_descriptor import (
+from v2v_async.input.vmx import vmdk_descriptor
+from v2v_async.input.vmx.vmdk_descriptor import (
     DELTA_MAGICS,
     SECTOR,
     SPARSE_MAGIC,

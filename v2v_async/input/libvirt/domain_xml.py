@@ -10,7 +10,12 @@ from dataclasses import dataclass, field
 from lxml import etree
 
 from v2v_async.errors import SourceError
-from v2v_async.input.domain_disks import ChecksumFail, DomainDisk, read_disks, read_removables
+from v2v_async.input.libvirt.domain_disks import (
+    ChecksumFail,
+    DomainDisk,
+    read_disks,
+    read_removables,
+)
 from v2v_async.input.xml_source import elements, number, parse_xml, text
 from v2v_async.model import CpuTopology, Firmware, Nic, SourceGuest, SourceTpm, VnetType
 from v2v_async.units import GIB, KIB

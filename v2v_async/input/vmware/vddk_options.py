@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from v2v_async.errors import SourceError, UsageError
-from v2v_async.input.vmware_uri import VmwareUri
+from v2v_async.input.vmware.uri import VmwareUri
 
 OPTION_HELP = {
     "vddk-libdir": "the folder of VMware's library: the one that has lib64 in it",

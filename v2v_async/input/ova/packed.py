@@ -19,8 +19,7 @@ from pathlib import Path
 from typing import IO, Literal, cast
 
 from v2v_async.errors import SourceError
-from v2v_async.input.gunzip import PIECE, Gunzip, Read
-from v2v_async.input.ova_archive import (
+from v2v_async.input.ova.archive import (
     DAMAGED,
     Archive,
     Content,
@@ -31,9 +30,10 @@ from v2v_async.input.ova_archive import (
     damage,
     read_all,
 )
-from v2v_async.input.ova_members import is_text
-from v2v_async.input.ova_work import Work
-from v2v_async.input.tar_headers import Member, TarReader, normalised
+from v2v_async.input.ova.gunzip import PIECE, Gunzip, Read
+from v2v_async.input.ova.members import is_text
+from v2v_async.input.ova.tar_headers import Member, TarReader, normalised
+from v2v_async.input.ova.work import Work
 from v2v_async.units import MIB
 
 Compression = Literal["gzip", "bzip2", "xz", "zstd"]

@@ -27,10 +27,10 @@ from v2v_async.input.checking import (
     check_file,
     check_uri,
 )
-from v2v_async.input.checksum import Checksum, verify_checksums
 from v2v_async.input.contract import Input
-from v2v_async.input.domain_xml import Domain, DomainDisk
 from v2v_async.input.image import PluginImage
+from v2v_async.input.libvirt.checksum import Checksum, verify_checksums
+from v2v_async.input.libvirt.domain_xml import Domain, DomainDisk
 from v2v_async.input.overlay import (
     OVERLAY_HELP,
     OverlayKind,

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from v2v_async.errors import SourceError
-from v2v_async.input.vmx_file import VmxFile
+from v2v_async.input.vmx.file import VmxFile
 from v2v_async.model import (
     Controller,
     CpuTopology,

@@ -13,8 +13,8 @@ from typing import ClassVar, Self
 
 from v2v_async.errors import SourceError, UsageError
 from v2v_async.events import Reporter
-from v2v_async.input.domain_input import DomainInput, VolumeLookup
-from v2v_async.input.domain_xml import Domain, parse_domain
+from v2v_async.input.libvirt.domain import DomainInput, VolumeLookup
+from v2v_async.input.libvirt.domain_xml import Domain, parse_domain
 from v2v_async.input.xml_source import MAX_SIZE
 from v2v_async.libvirt_connection import FoundVolume, LibvirtConnection, connected
 from v2v_async.options import InputOptions

@@ -1,0 +1,1 @@
+"""``-i libvirt`` and ``-i libvirtxml``: guests that libvirt's domain XML describes."""

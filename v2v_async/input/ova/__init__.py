@@ -1,0 +1,1 @@
+"""``-i ova``: OVA files and folders; see ``guest.py``."""
