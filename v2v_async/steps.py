@@ -75,7 +75,13 @@ async def run_convert(
     async with step("convert", v2vdir, reporter) as mine:
         kvm = await probe_kvm()
         _tell_about_kvm(kvm, mine)
-        return await convert(v2vdir, source, options, output_name, appliance_environment(kvm), mine)
+        v2vdir.converting_mark.touch()
+        try:
+            return await convert(
+                v2vdir, source, options, output_name, appliance_environment(kvm), mine
+            )
+        finally:
+            v2vdir.converting_mark.unlink(missing_ok=True)
 
 
 async def run_output_setup(

@@ -7,6 +7,7 @@
     ├ out1 out2 …          sockets: exports of the target disks
     ├ metadata.in          SourceGuest, written by input
     ├ metadata.out         TargetGuest, written by convert
+    ├ converting           an empty file, there while the conversion runs: servers look at it
     ├ log/STEP.log         each step's whole output; log/STEP-N.log: of disk N
     └ state.json           State: enough for another process to clean up
 
@@ -182,6 +183,11 @@ class V2VDir:
     def target_socket(self, index: int) -> Path:
         """``outINDEX`` (1-based)."""
         return self.path / f"out{index}"
+
+    @property
+    def converting_mark(self) -> Path:
+        """A file that is there while the conversion runs, for servers to see."""
+        return self.path / "converting"
 
     def log(self, step: str, disk: int | None = None) -> Path:
         """The log file of a step, or of one disk in it."""

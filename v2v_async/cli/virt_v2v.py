@@ -221,7 +221,10 @@ def input_options(words: Words, wanted: str | None = None) -> InputOptions:
         )
     modes.check_options("-io", kind.name, kind.options, options.options)
     if options.transport is not None and "-it" not in kind.uses:
-        raise UsageError(f"‘-it {options.transport}’ has no meaning with ‘{kind.name}’")
+        raise UsageError(
+            f"‘-it {options.transport}’ has no meaning with ‘{kind.name}’",
+            hint="leave it out; -it ssh goes with -i vmx, -it vddk with -ic vpx:// or esx://",
+        )
     if not words.words:
         raise UsageError(f"{kind.name}: no {kind.noun} was named", hint=f"name {kind.argument}")
     if "" in words.words:

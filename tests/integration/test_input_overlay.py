@@ -1,0 +1,115 @@
+"""Overlays over what an nbdkit plugin reads: what conversion reads again comes from the overlay."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import require
+from v2v_async.connection import connected
+from v2v_async.errors import SourceError, UsageError
+from v2v_async.input.image import DiskSource, FileImage, PluginImage
+from v2v_async.input.overlay import OverlayKind, choose, serve_overlays
+from v2v_async.server import running_servers
+from v2v_async.v2vdir import V2VDir
+
+pytestmark = pytest.mark.anyio
+
+SIZE = 1 << 20
+
+
+@pytest.fixture
+def disk(short_tmp: Path) -> Path:
+    path = short_tmp / "disk.img"
+    path.write_bytes(random.Random(1).randbytes(SIZE))
+    return path
+
+
+def logged(disk: Path, log: Path) -> PluginImage:
+    """The file plugin as if it were far away; every request that reaches it is in ``log``."""
+    return PluginImage("file", (f"file={disk}", f"logfile={log}"), str(disk), filters=("log",))
+
+
+def reads(log: Path) -> int:
+    return sum(" Read " in line and "..." in line for line in log.read_text().splitlines())
+
+
+async def test_what_conversion_reads_is_read_once(short_tmp: Path, disk: Path) -> None:
+    require("nbdkit")
+    log = short_tmp / "requests.log"
+    v2vdir = V2VDir.create(short_tmp)
+    async with running_servers(v2vdir) as servers:
+        sizes = await serve_overlays([DiskSource(logged(disk, log), "raw")], None, v2vdir, servers)
+        assert sizes == [SIZE]
+        async with connected(str(v2vdir.source_socket(1))) as connection:
+            read = connection.handle.read_now
+            wanted = disk.read_bytes()
+            before = reads(log)
+            v2vdir.converting_mark.touch()
+            for _ in range(3):
+                assert read(65536, 65536) == wanted[65536:131072]
+            during = reads(log)
+            v2vdir.converting_mark.unlink()
+            for _ in range(3):
+                assert read(65536, 262144) == wanted[262144:327680]
+            after = reads(log)
+            assert read(65536, 65536) == wanted[65536:131072]
+    assert during - before == 1
+    assert after - during == 3  # the copy reads each block once: keeping it would only cost room
+    assert reads(log) == after
+    v2vdir.remove()
+
+
+@pytest.mark.parametrize("overlay", ["cow", "qcow2"])
+async def test_a_plugin_under_either_overlay(
+    short_tmp: Path, disk: Path, overlay: OverlayKind
+) -> None:
+    require("nbdkit", "qemu-nbd")
+    v2vdir = V2VDir.create(short_tmp)
+    image = logged(disk, short_tmp / "requests.log")
+    async with running_servers(v2vdir) as servers:
+        await serve_overlays([DiskSource(image, "raw")], overlay, v2vdir, servers)
+        async with connected(str(v2vdir.source_socket(1))) as connection:
+            handle = connection.handle
+            handle.write_now(memoryview(b"x" * 4096), 8192)
+            assert handle.read_now(4096, 8192) == b"x" * 4096
+            assert handle.read_now(8192, 0) == disk.read_bytes()[:8192]
+    assert disk.read_bytes() == random.Random(1).randbytes(SIZE)
+    v2vdir.remove()
+
+
+async def test_a_part_of_a_file(short_tmp: Path, disk: Path) -> None:
+    require("nbdkit", "qemu-nbd")
+    v2vdir = V2VDir.create(short_tmp)
+    part = FileImage(disk, 4096, 65536)
+    async with running_servers(v2vdir) as servers:
+        sizes = await serve_overlays(
+            [DiskSource(part, "raw", 65536), DiskSource(part, "raw", 65536)],
+            None,
+            v2vdir,
+            servers,
+        )
+        assert sizes == [65536, 65536]
+        async with connected(str(v2vdir.source_socket(2))) as connection:
+            assert connection.handle.read_now(65536, 0) == disk.read_bytes()[4096:69632]
+    v2vdir.remove()
+
+
+def test_a_part_of_an_odd_size_under_qcow2(disk: Path) -> None:
+    source = DiskSource(FileImage(disk, 4096, 1000), "raw", 1000)
+    with pytest.raises(UsageError, match="multiples of 512"):
+        choose("qcow2", source)
+    choose(None, source)
+
+
+async def test_all_that_is_wrong_is_told(short_tmp: Path, disk: Path) -> None:
+    require("nbdkit")
+    v2vdir = V2VDir.create(short_tmp)
+    gone = DiskSource(FileImage(short_tmp / "gone.img"), "raw", SIZE)
+    with pytest.raises(SourceError, match="2 disks can't be used: disk 1: .*; disk 3: "):
+        async with running_servers(v2vdir) as servers:
+            good = DiskSource(FileImage(disk), "raw", SIZE)
+            await serve_overlays([gone, good, gone], None, v2vdir, servers)
+    v2vdir.remove()
