@@ -158,7 +158,7 @@ def xen(connection: str, *arguments: str, **more: object) -> InputOptions:
         (options("ssh://h/"), "names no file"),
         (options("ssh://h/x/"), "names no file"),
         (options(options=(("what", "x"),)), "takes no -io what"),
-        (options(options=(("overlay", "x"),)), "-io overlay is cow or qcow2"),
+        (options(options=(("overlay", "x"),)), "‘-io overlay=x’ is not known"),
         (options(options=(("ssh-identity", None),)), "the file is missing"),
         (options(options=(("ssh-config", "a"), ("ssh-config", "b"))), "was given twice"),
         (xen("xen+ssh://h", "a", "b"), "one guest is to be named"),

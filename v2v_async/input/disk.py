@@ -29,8 +29,7 @@ from v2v_async.input.overlay import (
     OVERLAY_HELP,
     OverlayKind,
     choose,
-    read_overlay,
-    refuse_unknown,
+    overlay_option,
     serve_overlays,
 )
 from v2v_async.model import Nic, SourceGuest
@@ -81,8 +80,7 @@ class DiskInput(Input):
             )
         if options.transport is not None:
             raise UsageError(f"‘-it {options.transport}’ has no meaning with ‘-i disk’")
-        refuse_unknown(options, cls.option_help, "-i disk")
-        overlay = read_overlay(options, "-i disk")
+        overlay = overlay_option("-i disk", cls.option_help, options)
         image_format = options.format
         if image_format is not None:
             image_format = FORMAT_ALIASES.get(image_format, image_format)

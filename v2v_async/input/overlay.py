@@ -179,34 +179,29 @@ def choose(wanted: OverlayKind | None, source: DiskSource) -> Overlay:
     return CowOverlay() if is_raw and wanted != "qcow2" else Qcow2Overlay()
 
 
-def read_overlay(options: InputOptions, name: str) -> OverlayKind | None:
-    """Return what ``-io overlay`` says; ``name`` is the input's, as a person writes it.
+def overlay_option(
+    what: str, known: Mapping[str, str], options: InputOptions
+) -> OverlayKind | None:
+    """Return ``-io overlay=…``; ``what`` is the input, ``known`` the ``-io`` options it takes.
 
     Raises:
-        UsageError: it says something else.
+        UsageError: an option is not known, or this one has no such value.
     """
     wanted: OverlayKind | None = None
     for key, value in options.options:
-        if key != "overlay":
-            continue
-        if value not in ("cow", "qcow2"):
-            raise UsageError(
-                f"{name}: ‘-io {key if value is None else f'{key}={redact(value)}'}’ is not known",
-                hint="write overlay=cow or overlay=qcow2",
-            )
-        wanted = "cow" if value == "cow" else "qcow2"
-    return wanted
-
-
-def refuse_unknown(options: InputOptions, known: Mapping[str, str], name: str) -> None:
-    """Raise UsageError for a ``-io`` option that an input does not have."""
-    for key, value in options.options:
+        shown = redact(key if value is None else f"{key}={value}")
         if key not in known:
-            shown = redact(key if value is None else f"{key}={value}")
             raise UsageError(
-                f"{name}: unknown option ‘-io {shown}’",
-                hint=f"‘{name} -io ?’ lists them: {', '.join(known)}",
+                f"{what} takes no -io {redact(key)}", hint=f"it takes {', '.join(known)}"
             )
+        if key == "overlay":
+            if value not in ("cow", "qcow2"):
+                raise UsageError(
+                    f"{what}: ‘-io {shown}’ is not known",
+                    hint="write overlay=cow or overlay=qcow2",
+                )
+            wanted = "cow" if value == "cow" else "qcow2"
+    return wanted
 
 
 async def serve_overlays(

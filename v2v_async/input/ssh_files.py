@@ -14,7 +14,7 @@ from __future__ import annotations
 import errno
 import json
 import struct
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -29,14 +29,11 @@ from v2v_async.errors import (
     NbdError,
     ServerStartError,
     SourceError,
-    UsageError,
     V2VError,
 )
 from v2v_async.input.checking import FORMATS
 from v2v_async.input.image import DiskSource, PluginImage
 from v2v_async.input.overlay import OverlayKind, serve_overlays, source_command
-from v2v_async.options import InputOptions
-from v2v_async.redact import redact
 from v2v_async.server import Servers
 from v2v_async.ssh import SshHost
 from v2v_async.v2vdir import V2VDir, record_of
@@ -264,26 +261,3 @@ def _not_alone(shown: str) -> SourceError:
         f"the disk ‘{shown}’ is not whole: it names another image below it",
         hint="make one image of it on its host: qemu-img convert",
     )
-
-
-def overlay_option(
-    what: str, known: Mapping[str, str], options: InputOptions
-) -> OverlayKind | None:
-    """Return ``-io overlay=…``; ``what`` is the input, ``known`` the options that it takes.
-
-    Raises:
-        UsageError: an option is unknown, or this one has no such value.
-    """
-    wanted: OverlayKind | None = None
-    for key, value in options.options:
-        if key not in known:
-            raise UsageError(
-                f"{what} takes no -io {redact(key)}", hint=f"it takes {', '.join(known)}"
-            )
-        if key == "overlay":
-            if value not in ("cow", "qcow2"):
-                raise UsageError(
-                    f"{what}: -io overlay is cow or qcow2", hint="write -io overlay=qcow2"
-                )
-            wanted = "cow" if value == "cow" else "qcow2"
-    return wanted

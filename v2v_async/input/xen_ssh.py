@@ -16,11 +16,10 @@ from v2v_async.events import Reporter
 from v2v_async.input.checking import FORMAT_ALIASES, FORMATS, CheckedDisk, raise_problems
 from v2v_async.input.contract import Input
 from v2v_async.input.libvirt.domain_xml import Domain, DomainDisk, parse_domain
-from v2v_async.input.overlay import OverlayKind, choose
+from v2v_async.input.overlay import OVERLAY_HELP, OverlayKind, choose, overlay_option
 from v2v_async.input.ssh_files import (
     check_image,
     opened,
-    overlay_option,
     remote_source,
     serve_remote,
 )
@@ -41,11 +40,7 @@ class XenSshInput(Input):
     """A guest of a Xen host."""
 
     name: ClassVar[str] = "xen-ssh"
-    option_help: ClassVar[dict[str, str]] = {
-        "overlay": "cow or qcow2: what keeps the source from being written (default: cow for raw "
-        "disks and NBD, qcow2 for other formats)",
-        **ssh.OPTIONS,
-    }
+    option_help: ClassVar[dict[str, str]] = {"overlay": OVERLAY_HELP, **ssh.OPTIONS}
 
     def __init__(
         self,

@@ -35,8 +35,7 @@ from v2v_async.input.overlay import (
     OVERLAY_HELP,
     OverlayKind,
     choose,
-    read_overlay,
-    refuse_unknown,
+    overlay_option,
     serve_overlays,
 )
 from v2v_async.input.probing import check_plugin
@@ -81,8 +80,7 @@ class DomainInput(Input):
                 f"‘-it {options.transport}’ has no meaning with ‘-i {options.mode}’",
                 hint="it belongs to -i vmx, and to -i libvirt with -ic vpx:// or esx://",
             )
-        refuse_unknown(options, self.option_help, f"-i {self.name}")
-        self._overlay = read_overlay(options, f"-i {self.name}")
+        self._overlay = overlay_option(f"-i {self.name}", self.option_help, options)
         if self._format is not None:
             self._format = FORMAT_ALIASES.get(self._format, self._format)
             if self._format not in FORMATS:

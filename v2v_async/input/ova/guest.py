@@ -40,8 +40,7 @@ from v2v_async.input.overlay import (
     OVERLAY_HELP,
     OverlayKind,
     choose,
-    read_overlay,
-    refuse_unknown,
+    overlay_option,
     serve_overlays,
 )
 from v2v_async.model import SourceGuest
@@ -84,8 +83,7 @@ class OvaInput(Input):
                 f"‘-if {options.format}’ has no meaning with ‘-i ova’: each disk's format is "
                 "found out"
             )
-        refuse_unknown(options, cls.option_help, "-i ova")
-        overlay = read_overlay(options, "-i ova")
+        overlay = overlay_option("-i ova", cls.option_help, options)
         return cls(Path(options.arguments[0]), overlay)
 
     async def check(self, reporter: Reporter) -> None:

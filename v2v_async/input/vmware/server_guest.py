@@ -17,21 +17,14 @@ from v2v_async.input.checking import CheckedDisk, check_each
 from v2v_async.input.contract import Input
 from v2v_async.input.image import PluginImage
 from v2v_async.input.libvirt.domain_xml import Domain, parse_domain
-from v2v_async.input.overlay import OverlayKind, choose
+from v2v_async.input.overlay import OverlayKind, choose, overlay_option
 from v2v_async.input.vmware.uri import VmwareUri, parse_uri
 from v2v_async.libvirt_connection import connected, refuse_active
 from v2v_async.model import SourceGuest
 from v2v_async.options import InputOptions
-from v2v_async.redact import redact
 from v2v_async.secret import Secret
 from v2v_async.server import Servers
 from v2v_async.v2vdir import V2VDir
-
-OVERLAY_HELP = (
-    "cow or qcow2: what keeps the source from being written (default: cow for raw disks and NBD, "
-    "qcow2 for other formats)"
-)
-
 
 RETRY: Mapping[str, tuple[str, ...]] = {
     "retry": ("retries=5", "retry-delay=2", "retry-exponential=yes"),
@@ -88,16 +81,18 @@ class VmwareInput(Input):
     """It, as messages name it."""
 
     def __init__(
-        self, uri: VmwareUri, guest: str, password: Secret, options: Sequence[tuple[str, str]]
+        self,
+        uri: VmwareUri,
+        guest: str,
+        password: Secret,
+        options: Sequence[tuple[str, str]],
+        overlay: OverlayKind | None,
     ) -> None:
         self._uri = uri
         self._guest = guest
         self._password = password
         self._options = [(name, value) for name, value in options if name != "overlay"]
-        self._overlay: OverlayKind | None = None
-        for name, value in options:
-            if name == "overlay":
-                self._overlay = "cow" if value == "cow" else "qcow2"
+        self._overlay = overlay
         self._domain: Domain | None = None
         self._checked: list[CheckedDisk] = []
 
@@ -116,23 +111,14 @@ class VmwareInput(Input):
                 f"{cls.kind} needs a password",
                 hint="add -ip FILE: the password is the file's only line",
             )
+        overlay = overlay_option(cls.kind, cls.option_help, options)
         given = []
         for name, value in options.options:
-            if name not in cls.option_help:
-                shown = name if value is None else f"{name}={value}"
-                raise UsageError(
-                    f"{cls.kind}: unknown option ‘-io {redact(shown)}’",
-                    hint=f"it takes {', '.join(cls.option_help)}",
-                )
             if not value:
                 raise UsageError(f"‘-io {name}’ needs a value", hint=f"write {name}=…")
-            if name == "overlay" and value not in ("cow", "qcow2"):
-                raise UsageError(
-                    f"{cls.kind}: unknown ‘-io overlay={redact(value)}’",
-                    hint="write overlay=cow or overlay=qcow2",
-                )
             given.append((name, value))
-        return cls(parse_uri(options.connection), options.arguments[0], options.password, given)
+        uri, guest = parse_uri(options.connection), options.arguments[0]
+        return cls(uri, guest, options.password, given, overlay)
 
     async def check(self, reporter: Reporter) -> None:
         """See :class:`Input`."""

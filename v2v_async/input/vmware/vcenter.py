@@ -26,8 +26,8 @@ from v2v_async.events import Reporter
 from v2v_async.input.checking import CheckedDisk
 from v2v_async.input.image import DiskSource, PluginImage
 from v2v_async.input.libvirt.domain_xml import Domain, DomainDisk
-from v2v_async.input.overlay import serve_overlays
-from v2v_async.input.vmware.server_guest import OVERLAY_HELP, VmwareInput, persistent
+from v2v_async.input.overlay import OVERLAY_HELP, serve_overlays
+from v2v_async.input.vmware.server_guest import VmwareInput, persistent
 from v2v_async.input.vmware.uri import DatastorePath, parse_datastore_path
 from v2v_async.server import Servers
 from v2v_async.v2vdir import V2VDir

@@ -25,9 +25,9 @@ from v2v_async.events import Reporter
 from v2v_async.input.checking import CheckedDisk
 from v2v_async.input.image import DiskSource, PluginImage
 from v2v_async.input.libvirt.domain_xml import Domain, DomainDisk
-from v2v_async.input.overlay import serve_overlays
+from v2v_async.input.overlay import OVERLAY_HELP, serve_overlays
 from v2v_async.input.probing import check_plugin
-from v2v_async.input.vmware.server_guest import OVERLAY_HELP, VmwareInput, persistent
+from v2v_async.input.vmware.server_guest import VmwareInput, persistent
 from v2v_async.input.vmware.vddk_options import OPTION_HELP, VddkOptions, parse_vddk_options
 from v2v_async.options import InputOptions
 from v2v_async.redact import redact

@@ -18,8 +18,14 @@ from v2v_async.errors import SourceError, UsageError, V2VError
 from v2v_async.events import Reporter
 from v2v_async.input.checking import CheckedDisk, check_each, raise_problems
 from v2v_async.input.contract import Input
-from v2v_async.input.overlay import OverlayKind, choose, serve_overlays
-from v2v_async.input.ssh_files import overlay_option, read_file, serve_remote
+from v2v_async.input.overlay import (
+    OVERLAY_HELP,
+    OverlayKind,
+    choose,
+    overlay_option,
+    serve_overlays,
+)
+from v2v_async.input.ssh_files import read_file, serve_remote
 from v2v_async.input.vmx.file import MAX_SIZE, parse_vmx
 from v2v_async.input.vmx.hardware import VmxDisk, VmxGuest, read_guest
 from v2v_async.input.vmx.ssh_vmdk import check_remote_vmdk
@@ -36,11 +42,7 @@ class VmxInput(Input):
     """A guest that a VMX file describes."""
 
     name: ClassVar[str] = "vmx"
-    option_help: ClassVar[dict[str, str]] = {
-        "overlay": "cow or qcow2: what keeps the source from being written (default: cow for raw "
-        "disks and NBD, qcow2 for other formats)",
-        **ssh.OPTIONS,
-    }
+    option_help: ClassVar[dict[str, str]] = {"overlay": OVERLAY_HELP, **ssh.OPTIONS}
 
     def __init__(self, path: str, host: SshHost | None, overlay: OverlayKind | None) -> None:
         self._path = path
