@@ -586,7 +586,7 @@ def test_a_wrong_command_line(given: InputOptions, said: str) -> None:
         (lambda path: None, "No such file"),
         (lambda path: path.mkdir(), "Is a directory"),
         (lambda path: path.write_bytes(os.urandom(64)), "is not well-formed XML"),
-        (lambda path: path.write_bytes(b"<domain>" + bytes(5 * MIB)), "larger than 4 MiB"),
+        (lambda path: path.write_bytes(b"<domain>" + bytes(5 * MIB)), "is too large"),
     ],
     ids=["absent", "directory", "noise", "a disk"],
 )
