@@ -61,6 +61,12 @@ async def _clean_one(
         _remove(Path(output.temporary), reporter)
     for name in state.files:
         _remove(Path(name), reporter)
+    for made in state.objects:
+        # What is on a server needs its login, which is not kept.
+        reporter.warning(
+            f"the run may have left the {made.kind} ‘{made.name}’"
+            + (f"; remove it with: {made.undo}" if made.undo else "")
+        )
     if keep_logs:
         v2vdir.keep_only_logs()
     else:

@@ -91,7 +91,7 @@ class OutputOptions:
     format: str | None = None
     name: str | None = None
     options: tuple[tuple[str, str | None], ...] = ()
-    password_file: Path | None = None
+    password: Secret | None = None
     storage: str | None = None
 
 

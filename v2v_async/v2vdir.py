@@ -63,6 +63,17 @@ class OutputFile(Model):
     final: str
 
 
+class MadeObject(Model):
+    """Something that this run made outside the file system: a volume, an image, a domain.
+
+    ``undo`` is the command that removes it by hand, for people.
+    """
+
+    kind: str
+    name: str
+    undo: str = ""
+
+
 class State(Model):
     """``state.json``. ``boot_id`` tells whether the pids are of this boot."""
 
@@ -74,6 +85,7 @@ class State(Model):
     processes: list[ProcessRecord] = []
     targets: list[TargetExport] = []
     outputs: list[OutputFile] = []
+    objects: list[MadeObject] = []
     files: list[str] = []
     """Files outside this directory that belong to the run and go with it."""
 
@@ -231,6 +243,14 @@ class V2VDir:
     def forget_process(self, pid: int) -> None:
         """Strike a process that has ended."""
         self.update(processes=[p for p in self.state.processes if p.pid != pid])
+
+    def add_object(self, made: MadeObject) -> None:
+        """Note something outside the file system, before or as soon as it is made."""
+        self.update(objects=[*self.state.objects, made])
+
+    def forget_object(self, made: MadeObject) -> None:
+        """Strike something that is gone, or that is the result now."""
+        self.update(objects=[each for each in self.state.objects if each != made])
 
     def add_output(self, output: OutputFile) -> None:
         """Note a file that this run makes, before it makes it."""

@@ -10,6 +10,7 @@ import argparse
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from v2v_async.cli import modes, table, virt_v2v
@@ -146,20 +147,16 @@ CONVERT = Helper(
     (*table.CONVERSION, *table.NETWORK, *_ON),
     _convert,
 )
-OUTPUT_NULL = Helper(
-    "helper-v2v-output-null",
-    "Serve targets that forget what is written (setup), and end them (final).",
-    table.OUTPUT,
-    _output("null"),
-    ("setup", "final"),
-)
-OUTPUT_LOCAL = Helper(
-    "helper-v2v-output-local",
-    "Make and serve the target disks (setup), then describe the guest (final).",
-    table.OUTPUT,
-    _output("local"),
-    ("setup", "final"),
-)
+OUTPUTS = {
+    name: Helper(
+        f"helper-v2v-output-{name}",
+        "Make and serve the target disks (setup), then make the guest of them (final).",
+        table.OUTPUT,
+        _output(name),
+        ("setup", "final"),
+    )
+    for name in modes.OUTPUTS
+}
 COPY = Helper(
     "helper-v2v-copy",
     "Copy DIR/in1 to DIR/out1, DIR/in2 to DIR/out2 …, all at once.",
@@ -206,66 +203,30 @@ def _parser(helper: Helper) -> argparse.ArgumentParser:
     return made
 
 
-def _main(helper: Helper, argv: Sequence[str] | None) -> int:
+def _main(helper: Helper, argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     return _guarded(lambda: run_helper(helper, words), helper.prog)
 
 
-def input_disk(argv: Sequence[str] | None = None) -> int:
-    """Run helper-v2v-input-disk."""
-    return _main(INPUTS["disk"], argv)
-
-
-def input_libvirt(argv: Sequence[str] | None = None) -> int:
-    """Run helper-v2v-input-libvirt."""
-    return _main(INPUTS["libvirt"], argv)
-
-
-def input_libvirtxml(argv: Sequence[str] | None = None) -> int:
-    """Run helper-v2v-input-libvirtxml."""
-    return _main(INPUTS["libvirtxml"], argv)
-
-
-def input_ova(argv: Sequence[str] | None = None) -> int:
-    """Run helper-v2v-input-ova."""
-    return _main(INPUTS["ova"], argv)
-
-
-def input_vcenter(argv: Sequence[str] | None = None) -> int:
-    """Run helper-v2v-input-vcenter."""
-    return _main(INPUTS["vcenter"], argv)
-
-
-def input_vddk(argv: Sequence[str] | None = None) -> int:
-    """Run helper-v2v-input-vddk."""
-    return _main(INPUTS["vddk"], argv)
-
-
-def input_vmx(argv: Sequence[str] | None = None) -> int:
-    """Run helper-v2v-input-vmx."""
-    return _main(INPUTS["vmx"], argv)
-
-
-def input_xen_ssh(argv: Sequence[str] | None = None) -> int:
-    """Run helper-v2v-input-xen-ssh."""
-    return _main(INPUTS["xen-ssh"], argv)
-
-
-def convert(argv: Sequence[str] | None = None) -> int:
-    """Run helper-v2v-convert."""
-    return _main(CONVERT, argv)
-
-
-def output_null(argv: Sequence[str] | None = None) -> int:
-    """Run helper-v2v-output-null."""
-    return _main(OUTPUT_NULL, argv)
-
-
-def output_local(argv: Sequence[str] | None = None) -> int:
-    """Run helper-v2v-output-local."""
-    return _main(OUTPUT_LOCAL, argv)
-
-
-def copy(argv: Sequence[str] | None = None) -> int:
-    """Run helper-v2v-copy."""
-    return _main(COPY, argv)
+# The console scripts.
+convert = partial(_main, CONVERT)
+copy = partial(_main, COPY)
+input_disk = partial(_main, INPUTS["disk"])
+input_libvirt = partial(_main, INPUTS["libvirt"])
+input_libvirtxml = partial(_main, INPUTS["libvirtxml"])
+input_ova = partial(_main, INPUTS["ova"])
+input_vcenter = partial(_main, INPUTS["vcenter"])
+input_vddk = partial(_main, INPUTS["vddk"])
+input_vmx = partial(_main, INPUTS["vmx"])
+input_xen_ssh = partial(_main, INPUTS["xen-ssh"])
+output_glance = partial(_main, OUTPUTS["glance"])
+output_json = partial(_main, OUTPUTS["json"])
+output_kubevirt = partial(_main, OUTPUTS["kubevirt"])
+output_libvirt = partial(_main, OUTPUTS["libvirt"])
+output_local = partial(_main, OUTPUTS["local"])
+output_null = partial(_main, OUTPUTS["null"])
+output_openstack = partial(_main, OUTPUTS["openstack"])
+output_qemu = partial(_main, OUTPUTS["qemu"])
+output_rhv = partial(_main, OUTPUTS["rhv"])
+output_rhv_upload = partial(_main, OUTPUTS["rhv-upload"])
+output_vdsm = partial(_main, OUTPUTS["vdsm"])

@@ -133,6 +133,7 @@ INPUT_ALIASES = {"local": "disk"}
 
 OUTPUTS: Mapping[str, Mode] = {
     "glance": Mode("glance"),
+    "json": Mode("json"),
     "kubevirt": Mode("kubevirt"),
     "libvirt": Mode("libvirt"),
     # virt-v2v ignores -oc here and refuses -op.

@@ -309,6 +309,7 @@ def output_options(words: Words) -> OutputOptions:
         if words.has(option):
             raise UsageError(f"-o {mode.name} takes no {option}", hint=f"leave {option} out")
     pairs = words.pairs("-oo")
+    password = words.last("-op")
     modes.check_options("-oo", f"-o {mode.name}", mode.options, pairs)
     if mode.name == "local" and not words.last("-os"):
         raise UsageError("-o local: no directory was named", hint="add -os DIR")
@@ -323,7 +324,7 @@ def output_options(words: Words) -> OutputOptions:
         format=words.last("-of"),
         name=words.last("-on"),
         options=pairs,
-        password_file=_path(words.last("-op")),
+        password=None if password is None else Secret.read(Path(password), "-op"),
         storage=words.last("-os"),
     )
 
@@ -372,7 +373,3 @@ def edge_options(words: Words) -> EdgeOptions:
         print_source=words.has("--print-source"),
         keeps_stdout=words.has("--print-source"),
     )
-
-
-def _path(text: str | None) -> Path | None:
-    return None if text is None else Path(text)

@@ -3,272 +3,96 @@
 ::
 
     DIR/NAME-sda  DIR/NAME-sdb …  DIR/NAME.xml       as virt-v2v names them
-
-While the guest is made everything has hidden names (``output/files.py``); earlier files of the same
-names are replaced at the very end. raw disks are served by nbdkit, qcow2 by qemu-nbd.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
-from typing import Literal, Self
+from typing import Self
 
-from v2v_async import nbdkit, qemu_img, qemu_nbd
-from v2v_async.errors import TargetError, UsageError
+from v2v_async.errors import UsageError
 from v2v_async.events import Reporter
-from v2v_async.model import SourceDisk, SourceGuest, TargetGuest
+from v2v_async.model import SourceGuest, TargetGuest
 from v2v_async.options import OutputOptions
 from v2v_async.output import files
 from v2v_async.output.contract import Output
 from v2v_async.output.domain_xml import TargetDisk, domain_xml, name_problem
-from v2v_async.output.uefi import UefiFirmware, find_uefi
-from v2v_async.process import ServerCommand
+from v2v_async.output.file_disks import COMPRESSED_HELP, Document, FileDisks
+from v2v_async.output.uefi import uefi_for
 from v2v_async.server import Servers
-from v2v_async.units import drive_letters, format_size
-from v2v_async.v2vdir import OutputFile, TargetExport, V2VDir
-
-Format = Literal["raw", "qcow2"]
+from v2v_async.v2vdir import V2VDir
 
 
 class LocalOutput(Output):
-    """Files in ``directory``."""
+    """Files in a directory."""
 
     name = "local"
-    option_help = {"compressed": "compress the disks (only with -of qcow2)"}
+    option_help = {"compressed": COMPRESSED_HELP}
 
-    def __init__(
-        self,
-        directory: Path,
-        *,
-        format_: Format,
-        is_preallocated: bool,
-        is_compressed: bool,
-    ) -> None:
-        self.directory = directory
-        self.format = format_
-        self.is_preallocated = is_preallocated
-        self.is_compressed = is_compressed
+    def __init__(self, disks: FileDisks) -> None:
+        self.disks = disks
 
     @classmethod
     def parse(cls, options: OutputOptions) -> Self:
         """Check -os, -of, -oa, -oo, -on and refuse -op."""
-        if options.storage is None:
-            raise UsageError(
-                "-o local needs a directory to write to", hint="add -os DIR; it must exist"
-            )
-        if options.password_file is not None:
+        if options.password is not None:
             raise UsageError("-o local takes no -op: no password is needed")
-        # virt-v2v's man page says that the default is the source's format. What it does, in 2.2 as
-        # in 2.10, is raw, whatever the source is.
-        format_: Format
-        match options.format:
-            case None | "raw":
-                format_ = "raw"
-            case "qcow2":
-                format_ = "qcow2"
-            case other:
-                raise UsageError(f"-of {other}: -o local writes raw or qcow2")
-        is_compressed = False
-        for option, value in options.options:
-            if option != "compressed":
+        for option, _ in options.options:
+            if option not in cls.option_help:
                 raise UsageError(
                     f"-o local has no option ‘-oo {option}’", hint="it has: -oo compressed"
                 )
-            is_compressed = _parse_bool(option, value)
-        if is_compressed and format_ != "qcow2":
-            raise UsageError("-oo compressed is only possible with -of qcow2")
-        if is_compressed and options.allocation == "preallocated":
-            raise UsageError("-oo compressed and -oa preallocated exclude each other")
+        disks = FileDisks.parse(options, "-o local")
         if options.name is not None:
-            _check_name(options.name)
-        return cls(
-            Path(options.storage),
-            format_=format_,
-            is_preallocated=options.allocation == "preallocated",
-            is_compressed=is_compressed,
-        )
+            check_name(options.name)
+        return cls(disks)
 
     async def check(self, reporter: Reporter) -> None:
-        """Check the directory, and that what serves the disks is installed."""
-        directory = self.directory
-        if not directory.is_dir():
-            what = "is not a directory" if directory.exists() else "does not exist"
-            raise UsageError(f"-os ‘{directory}’ {what}", hint="make it first, or name another one")
-        if not os.access(directory, os.W_OK | os.X_OK):
-            raise TargetError(f"-os ‘{directory}’: you may not write there")
-        (await nbdkit.probe()).require(plugin="file")
+        """See :class:`Output`."""
+        await self.disks.check()
 
     async def check_source(self, source: SourceGuest, name: str, reporter: Reporter) -> None:
         """Check the name, the files that will be replaced, and the room there is."""
-        _check_name(name)
-        for final in [*self._disk_paths(source.disks, name), self._xml_path(name)]:
-            files.temporary_for(final)
-            _refuse_source(final, source.disks)
-            if final.is_dir():
-                raise TargetError(
-                    f"‘{final}’ is a directory", hint="move it, or give another name: -on NAME"
-                )
-        free = files.free_space(self.directory)
-        if self.is_preallocated:
-            needed = sum(disk.size for disk in source.disks)
-            if needed > free:
-                raise TargetError(
-                    f"‘{self.directory}’ has {format_size(free)} left, and preallocated disks "
-                    f"need {format_size(needed)}",
-                    hint="free space there, give another -os DIR, or leave out -oa preallocated",
-                )
-            return
-        needed = sum(
-            disk.size if disk.allocated is None else min(disk.allocated, disk.size)
-            for disk in source.disks
-        )
-        if needed > free:
-            reporter.warning(
-                f"‘{self.directory}’ has {format_size(free)} left; the disks may need "
-                f"{format_size(needed)}"
-            )
+        check_name(name)
+        finals = [*self._disk_paths(source, name), self._xml_path(name)]
+        self.disks.check_room(finals, source.disks, reporter)
 
     async def setup(
         self, v2vdir: V2VDir, source: SourceGuest, name: str, servers: Servers, reporter: Reporter
     ) -> None:
         """Make empty disks under hidden names and serve them."""
         await self.check_source(source, name, reporter)
-        for disk, final in zip(source.disks, self._disk_paths(source.disks, name), strict=True):
-            temporary = files.temporary_for(final)
-            v2vdir.add_output(OutputFile(temporary=str(temporary), final=str(final)))
-            await self._make_disk(temporary, disk.size)
-            command = await self._server(temporary, v2vdir.target_socket(disk.index))
-            log = v2vdir.log("output", disk.index)
-            await servers.start(f"out{disk.index}", command, log=log)
-        v2vdir.update(targets=[self._export(disk) for disk in source.disks])
+        await self.disks.setup(v2vdir, self._disk_paths(source, name), source.disks, servers)
 
     async def finalize(self, v2vdir: V2VDir, target: TargetGuest, reporter: Reporter) -> None:
         """Write the XML, have everything on the disk, then give all files their names."""
-        disks = target.source.disks
-        paths = dict(
-            zip([d.index for d in disks], self._disk_paths(disks, target.name), strict=True)
-        )
-        made = _made(v2vdir, list(paths.values()))
-        uefi = self._uefi(target, reporter)
-        document = domain_xml(
-            target, {i: TargetDisk(str(p), self.format) for i, p in paths.items()}, uefi
-        )
-        xml = self._xml_path(target.name)
-        temporary = files.temporary_for(xml)
-        record = OutputFile(temporary=str(temporary), final=str(xml))
-        v2vdir.add_output(record)
-        files.make_empty(temporary)
-        try:
-            temporary.write_bytes(document)
-        except OSError as error:
-            raise files.target_error("write", temporary, error) from error
-        for file in [*made, record]:
-            await files.sync(Path(file.temporary))
-        # No await from here on, so that no cancellation comes between two of the renames.
-        files.publish(v2vdir, [*made, record])
+        paths = self._disk_paths(target.source, target.name)
+        disks = {
+            disk.index: TargetDisk(str(path), self.disks.format)
+            for disk, path in zip(target.source.disks, paths, strict=True)
+        }
+        xml = domain_xml(target, disks, uefi_for(target, reporter))
+        await self.disks.publish(v2vdir, paths, [Document(self._xml_path(target.name), xml)])
 
     async def abandon(self, v2vdir: V2VDir, reporter: Reporter) -> None:
         """Remove what has not got its final name yet."""
         files.remove_temporary(v2vdir.state.outputs)
 
-    async def _make_disk(self, path: Path, size: int) -> None:
-        files.make_empty(path)
-        if self.format == "raw":
-            await files.make_raw(path, size, preallocated=self.is_preallocated)
-            return
-        if self.is_compressed:
-            # qemu-nbd compresses whole clusters, and refuses an image that ends within one.
-            size = -(-size // qemu_nbd.CLUSTER_SIZE) * qemu_nbd.CLUSTER_SIZE
-        try:
-            if self.is_preallocated:
-                if size > files.free_space(path.parent):
-                    raise TargetError(
-                        f"can't give {size} bytes to ‘{path}’: no space left",
-                        hint="free space there, or give another directory: -os DIR",
-                    )
-                # Clusters are reserved without being written: they read as zeroes at once.
-                await qemu_img.create_qcow2(path, size, preallocation="falloc")
-            else:
-                await qemu_img.create_qcow2(path, size)
-        except qemu_img.ImageError as error:
-            raise TargetError(error.message, hint="is there room in -os DIR?") from error
-
-    async def _server(self, path: Path, socket: Path) -> ServerCommand:
-        if self.format == "qcow2":
-            return qemu_nbd.serve_target(path, socket, compress=self.is_compressed)
-        return nbdkit.serve_target_file(await nbdkit.probe(), path, socket)
-
-    def _export(self, disk: SourceDisk) -> TargetExport:
-        if not self.is_compressed:
-            return TargetExport(index=disk.index, is_known_zero=True)
-        # A cluster can be compressed once, as a whole, and by one writer.
-        return TargetExport(
-            index=disk.index,
-            is_known_zero=True,
-            max_connections=1,
-            request_size=qemu_nbd.CLUSTER_SIZE,
-        )
-
-    def _uefi(self, target: TargetGuest, reporter: Reporter) -> UefiFirmware | None:
-        if target.firmware != "uefi":
-            return None
-        uefi = find_uefi(target.guestcaps.arch, secure=target.secure_boot)
-        if uefi is None:
-            reporter.warning(
-                "the guest needs UEFI, and no such firmware was found here: the XML leaves the "
-                "choice to libvirt, which needs OVMF (x86-64) or AAVMF (aarch64)"
-            )
-        return uefi
-
-    def _disk_paths(self, disks: Sequence[SourceDisk], name: str) -> list[Path]:
-        directory = self.directory.absolute()
-        return [directory / f"{name}-sd{drive_letters(i)}" for i in range(len(disks))]
+    def _disk_paths(self, source: SourceGuest, name: str) -> list[Path]:
+        return self.disks.disk_paths(len(source.disks), name)
 
     def _xml_path(self, name: str) -> Path:
-        return self.directory.absolute() / f"{name}.xml"
+        return self.disks.directory.absolute() / f"{name}.xml"
 
 
-def _made(v2vdir: V2VDir, finals: Sequence[Path]) -> list[OutputFile]:
-    """Return the records of the disks, in order; setup may have run in another process."""
-    records = {record.final: record for record in v2vdir.state.outputs}
-    missing = [path for path in finals if str(path) not in records]
-    if missing:
-        raise TargetError(
-            f"‘{missing[0]}’ is not among the outputs of this run",
-            hint="the output must be set up first, with the same -os and -on",
-        )
-    return [records[str(path)] for path in finals]
+def check_name(name: str) -> None:
+    """Refuse a name that a domain or a file can't have.
 
-
-def _refuse_source(final: Path, disks: Sequence[SourceDisk]) -> None:
-    """Refuse to replace what the source reads: ``-i disk DIR/web-sda … -os DIR`` would."""
-    for disk in disks:
-        for path in disk.files:
-            with suppress(OSError):
-                if final.samefile(path):
-                    raise UsageError(
-                        f"the target ‘{final}’ would replace what the source's disk {disk.index} "
-                        "is read from",
-                        hint="write to another directory, or give another name: -on NAME",
-                    )
-
-
-def _check_name(name: str) -> None:
+    Raises:
+        UsageError: it says why.
+    """
     problem = name_problem(name)
     if problem is not None:
         raise UsageError(
             f"{name!r} can't be the name of the new guest: {problem}", hint="give one: -on NAME"
         )
-
-
-def _parse_bool(option: str, value: str | None) -> bool:
-    match (value or "").lower():
-        case "" | "true" | "1" | "yes" | "on":
-            return True
-        case "false" | "0" | "no" | "off":
-            return False
-        case _:
-            raise UsageError(f"-oo {option}={value}: write true or false")

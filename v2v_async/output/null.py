@@ -24,7 +24,7 @@ class NullOutput(Output):
         """Refuse what virt-v2v refuses: a place to write to, and options of other outputs."""
         if options.storage is not None:
             raise UsageError("-o null takes no -os: nothing is written")
-        if options.password_file is not None:
+        if options.password is not None:
             raise UsageError("-o null takes no -op")
         if options.options:
             raise UsageError(f"-o null has no option ‘-oo {options.options[0][0]}’")

@@ -2,33 +2,52 @@
 
 from __future__ import annotations
 
-from v2v_async.errors import NotBuiltError, UsageError
+from importlib import import_module
+
+from v2v_async.errors import UsageError
 from v2v_async.options import OutputOptions
 from v2v_async.output.contract import Output
-from v2v_async.output.local import LocalOutput
-from v2v_async.output.null import NullOutput
 
-OUTPUTS: dict[str, type[Output]] = {
-    "local": LocalOutput,
-    "disk": LocalOutput,
-    "null": NullOutput,
+KINDS = {
+    "glance": "openstack.glance:GlanceOutput",
+    "json": "json_file:JsonOutput",
+    "kubevirt": "kubevirt:KubevirtOutput",
+    "libvirt": "libvirt:LibvirtOutput",
+    "local": "local:LocalOutput",
+    "null": "null:NullOutput",
+    "openstack": "openstack.cinder:OpenStackOutput",
+    "qemu": "qemu:QemuOutput",
+    "rhv": "ovirt.storage_domain:RhvOutput",
+    "rhv-upload": "ovirt.upload:RhvUploadOutput",
+    "vdsm": "ovirt.vdsm:VdsmOutput",
 }
-"""As ``-o`` names them, other names for the same one among them."""
+"""Name of the output: its module and class, imported when asked for: each brings libraries."""
 
-NOT_BUILT = (
-    "glance",
-    "json",
-    "kubevirt",
-    "libvirt",
-    "openstack",
-    "ovirt",
-    "ovirt-upload",
-    "qemu",
-    "rhv",
-    "rhv-upload",
-    "vdsm",
-)
-"""What virt-v2v(1) has besides, up to 2.10."""
+ALIASES = {
+    "disk": "local",
+    "osp": "openstack",
+    "rhosp": "openstack",
+    "ovirt": "rhv",
+    "rhev": "rhv",
+    "ovirt-upload": "rhv-upload",
+    "rhev-upload": "rhv-upload",
+}
+"""Other names for the same output, as virt-v2v has them."""
+
+
+def output_class(name: str) -> type[Output]:
+    """Return the class of an output.
+
+    Raises:
+        UsageError: there is no such output.
+    """
+    place = KINDS.get(ALIASES.get(name, name))
+    if place is None:
+        known = ", ".join(sorted({*KINDS, *ALIASES}))
+        raise UsageError(f"-o {name}: there is no such output", hint=f"known are: {known}")
+    module, _, class_name = place.partition(":")
+    found: type[Output] = getattr(import_module(f"v2v_async.output.{module}"), class_name)
+    return found
 
 
 def parse_output(options: OutputOptions) -> Output:
@@ -36,15 +55,5 @@ def parse_output(options: OutputOptions) -> Output:
 
     Raises:
         UsageError: there is no such output, or one of its options is wrong.
-        NotBuiltError: virt-v2v has it and this program does not yet.
     """
-    kind = OUTPUTS.get(options.mode)
-    if kind is not None:
-        return kind.parse(options)
-    if options.mode in NOT_BUILT:
-        raise NotBuiltError(
-            f"-o {options.mode}",
-            hint="write to files with -o local and import those, or use virt-v2v(1)",
-        )
-    known = ", ".join(sorted({*OUTPUTS, *NOT_BUILT}))
-    raise UsageError(f"-o {options.mode}: there is no such output", hint=f"known are: {known}")
+    return output_class(options.mode).parse(options)

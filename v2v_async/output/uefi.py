@@ -6,6 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from v2v_async.events import Reporter
+from v2v_async.model import TargetGuest
+
 
 @dataclass(frozen=True, slots=True)
 class UefiFirmware:
@@ -58,3 +61,19 @@ def find_uefi(
         ):
             return firmware
     return None
+
+
+def uefi_for(target: TargetGuest, reporter: Reporter) -> UefiFirmware | None:
+    """Return the firmware for a guest that needs UEFI; None, with a warning, where there is none.
+
+    Also None, without a warning, for a guest that needs none.
+    """
+    if target.firmware != "uefi":
+        return None
+    uefi = find_uefi(target.guestcaps.arch, secure=target.secure_boot)
+    if uefi is None:
+        reporter.warning(
+            "the guest needs UEFI, and no such firmware was found here: the XML leaves the "
+            "choice to libvirt, which needs OVMF (x86-64) or AAVMF (aarch64)"
+        )
+    return uefi

@@ -1,0 +1,261 @@
+"""Target disks that are files in a directory: made, served, and given their names at the end.
+
+Shared by every output that leaves disk images in a directory. While the guest is made everything
+has hidden names (``output/files.py``); earlier files of the same names are replaced at the very
+end. raw disks are served by nbdkit, qcow2 by qemu-nbd.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Self
+
+from v2v_async import nbdkit, qemu_img, qemu_nbd
+from v2v_async.errors import TargetError, UsageError
+from v2v_async.events import Reporter
+from v2v_async.model import SourceDisk
+from v2v_async.options import OutputOptions
+from v2v_async.output import files
+from v2v_async.process import ServerCommand
+from v2v_async.server import Servers
+from v2v_async.units import drive_letters, format_size
+from v2v_async.v2vdir import OutputFile, TargetExport, V2VDir
+
+Format = Literal["raw", "qcow2"]
+
+COMPRESSED_HELP = "compress the disks (only with -of qcow2)"
+"""What ``-oo ?`` says of ``compressed``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A file that is written beside the disks at the end: XML, JSON, a script."""
+
+    final: Path
+    content: bytes
+    is_executable: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class FileDisks:
+    """Disks in ``directory``; ``name`` is the output's, for messages (``-o local``)."""
+
+    directory: Path
+    name: str
+    format: Format = "raw"
+    is_preallocated: bool = False
+    is_compressed: bool = False
+
+    @classmethod
+    def parse(cls, options: OutputOptions, name: str) -> Self:
+        """Read -os, -of, -oa and ``-oo compressed``; other ``-oo`` options are the caller's.
+
+        Raises:
+            UsageError: one is missing or wrong, or two contradict each other.
+        """
+        if options.storage is None:
+            raise UsageError(
+                f"{name} needs a directory to write to", hint="add -os DIR; it must exist"
+            )
+        # virt-v2v's man page says that the default is the source's format. What it does, in 2.2 as
+        # in 2.10, is raw, whatever the source is.
+        format_: Format
+        match options.format:
+            case None | "raw":
+                format_ = "raw"
+            case "qcow2":
+                format_ = "qcow2"
+            case other:
+                raise UsageError(f"-of {other}: {name} writes raw or qcow2")
+        is_compressed = False
+        for option, value in options.options:
+            if option == "compressed":
+                is_compressed = parse_bool(option, value)
+        is_preallocated = options.allocation == "preallocated"
+        if is_compressed and format_ != "qcow2":
+            raise UsageError("-oo compressed is only possible with -of qcow2")
+        if is_compressed and is_preallocated:
+            raise UsageError("-oo compressed and -oa preallocated exclude each other")
+        return cls(Path(options.storage), name, format_, is_preallocated, is_compressed)
+
+    async def check(self) -> None:
+        """Check the directory, and that what serves the disks is installed.
+
+        Raises:
+            UsageError, TargetError, DependencyError
+        """
+        directory = self.directory
+        if not directory.is_dir():
+            what = "is not a directory" if directory.exists() else "does not exist"
+            raise UsageError(f"-os ‘{directory}’ {what}", hint="make it first, or name another one")
+        if not os.access(directory, os.W_OK | os.X_OK):
+            raise TargetError(f"-os ‘{directory}’: you may not write there")
+        (await nbdkit.probe()).require(plugin="file")
+
+    def check_room(
+        self, finals: Sequence[Path], disks: Sequence[SourceDisk], reporter: Reporter
+    ) -> None:
+        """Check the files that will be made or replaced, and the room there is.
+
+        ``finals``: all of them, disks and documents.
+
+        Raises:
+            TargetError, UsageError
+        """
+        for final in finals:
+            files.temporary_for(final)
+            _refuse_source(final, disks)
+            if final.is_dir():
+                raise TargetError(
+                    f"‘{final}’ is a directory", hint="move it, or give another name: -on NAME"
+                )
+        free = files.free_space(self.directory)
+        if self.is_preallocated:
+            needed = sum(disk.size for disk in disks)
+            if needed > free:
+                raise TargetError(
+                    f"‘{self.directory}’ has {format_size(free)} left, and preallocated disks "
+                    f"need {format_size(needed)}",
+                    hint="free space there, give another -os DIR, or leave out -oa preallocated",
+                )
+            return
+        needed = sum(
+            disk.size if disk.allocated is None else min(disk.allocated, disk.size)
+            for disk in disks
+        )
+        if needed > free:
+            reporter.warning(
+                f"‘{self.directory}’ has {format_size(free)} left; the disks may need "
+                f"{format_size(needed)}"
+            )
+
+    async def setup(
+        self, v2vdir: V2VDir, finals: Sequence[Path], disks: Sequence[SourceDisk], servers: Servers
+    ) -> None:
+        """Make empty disks under hidden names, and serve them; ``finals``: a path for each."""
+        for disk, final in zip(disks, finals, strict=True):
+            temporary = files.temporary_for(final)
+            v2vdir.add_output(OutputFile(temporary=str(temporary), final=str(final)))
+            await self._make_disk(temporary, disk.size)
+            command = await self._server(temporary, v2vdir.target_socket(disk.index))
+            log = v2vdir.log("output", disk.index)
+            await servers.start(f"out{disk.index}", command, log=log)
+        v2vdir.update(targets=[self._export(disk) for disk in disks])
+
+    async def publish(
+        self,
+        v2vdir: V2VDir,
+        finals: Sequence[Path],
+        documents: Sequence[Document],
+    ) -> None:
+        """Write the documents, have everything on the disk, then give all files their names.
+
+        Raises:
+            TargetError: nothing has got its name.
+        """
+        made = _made(v2vdir, finals)
+        for document in documents:
+            temporary = files.temporary_for(document.final)
+            record = OutputFile(temporary=str(temporary), final=str(document.final))
+            v2vdir.add_output(record)
+            files.make_empty(temporary)
+            try:
+                temporary.write_bytes(document.content)
+                if document.is_executable:
+                    # As chmod +x: whoever may read it may run it.
+                    mode = temporary.stat().st_mode
+                    temporary.chmod(mode | (mode & 0o444) >> 2)
+            except OSError as error:
+                raise files.target_error("write", temporary, error) from error
+            made.append(record)
+        for file in made:
+            await files.sync(Path(file.temporary))
+        # No await from here on, so that no cancellation comes between two of the renames.
+        files.publish(v2vdir, made)
+
+    async def _make_disk(self, path: Path, size: int) -> None:
+        files.make_empty(path)
+        if self.format == "raw":
+            await files.make_raw(path, size, preallocated=self.is_preallocated)
+            return
+        if self.is_compressed:
+            # qemu-nbd compresses whole clusters, and refuses an image that ends within one.
+            size = -(-size // qemu_nbd.CLUSTER_SIZE) * qemu_nbd.CLUSTER_SIZE
+        try:
+            if self.is_preallocated:
+                if size > files.free_space(path.parent):
+                    raise TargetError(
+                        f"can't give {size} bytes to ‘{path}’: no space left",
+                        hint="free space there, or give another directory: -os DIR",
+                    )
+                # Clusters are reserved without being written: they read as zeroes at once.
+                await qemu_img.create_qcow2(path, size, preallocation="falloc")
+            else:
+                await qemu_img.create_qcow2(path, size)
+        except qemu_img.ImageError as error:
+            raise TargetError(error.message, hint="is there room in -os DIR?") from error
+
+    async def _server(self, path: Path, socket: Path) -> ServerCommand:
+        if self.format == "qcow2":
+            return qemu_nbd.serve_target(path, socket, compress=self.is_compressed)
+        return nbdkit.serve_target_file(await nbdkit.probe(), path, socket)
+
+    def _export(self, disk: SourceDisk) -> TargetExport:
+        if not self.is_compressed:
+            return TargetExport(index=disk.index, is_known_zero=True)
+        # A cluster can be compressed once, as a whole, and by one writer.
+        return TargetExport(
+            index=disk.index,
+            is_known_zero=True,
+            max_connections=1,
+            request_size=qemu_nbd.CLUSTER_SIZE,
+        )
+
+    def disk_paths(self, count: int, name: str) -> list[Path]:
+        """Return the paths as virt-v2v names them: ``DIR/NAME-sda`` and so on."""
+        directory = self.directory.absolute()
+        return [directory / f"{name}-sd{drive_letters(i)}" for i in range(count)]
+
+
+def _made(v2vdir: V2VDir, finals: Sequence[Path]) -> list[OutputFile]:
+    """Return the records of the disks, in order; setup may have run in another process."""
+    records = {record.final: record for record in v2vdir.state.outputs}
+    missing = [path for path in finals if str(path) not in records]
+    if missing:
+        raise TargetError(
+            f"‘{missing[0]}’ is not among the outputs of this run",
+            hint="the output must be set up first, with the same -os and -on",
+        )
+    return [records[str(path)] for path in finals]
+
+
+def _refuse_source(final: Path, disks: Sequence[SourceDisk]) -> None:
+    """Refuse to replace what the source reads: ``-i disk DIR/web-sda … -os DIR`` would."""
+    for disk in disks:
+        for path in disk.files:
+            with suppress(OSError):
+                if final.samefile(path):
+                    raise UsageError(
+                        f"the target ‘{final}’ would replace what the source's disk {disk.index} "
+                        "is read from",
+                        hint="write to another directory, or give another name: -on NAME",
+                    )
+
+
+def parse_bool(option: str, value: str | None) -> bool:
+    """Return what ``-oo OPTION[=VALUE]`` says.
+
+    Raises:
+        UsageError: neither yes nor no.
+    """
+    match (value or "").lower():
+        case "" | "true" | "1" | "yes" | "on":
+            return True
+        case "false" | "0" | "no" | "off":
+            return False
+        case _:
+            raise UsageError(f"-oo {option}={value}: write true or false")
