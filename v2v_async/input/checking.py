@@ -11,7 +11,7 @@ from v2v_async import qemu_img
 from v2v_async.connection import export_info
 from v2v_async.errors import NbdError, SourceError, V2VError
 from v2v_async.input.image import DiskSource, FileImage, NbdImage
-from v2v_async.model import Controller, SourceDisk
+from v2v_async.model import Controller, SourceDisk, SourceGuest
 from v2v_async.redact import redact
 
 FORMATS = ("raw", "qcow2", "vmdk", "vpc", "vhdx", "vdi", "qed", "parallels", "luks")
@@ -41,6 +41,24 @@ class CheckedDisk:
             files=list(self.files),
             controller=controller,
         )
+
+
+def with_disks(
+    guest: SourceGuest, checked: Sequence[CheckedDisk], controllers: Sequence[Controller | None]
+) -> SourceGuest:
+    """Return the guest with its disks; ``controllers``: what each of them is on."""
+    pairs = enumerate(zip(checked, controllers, strict=True), 1)
+    disks = [disk.described(index, controller) for index, (disk, controller) in pairs]
+    return guest.model_copy(update={"disks": disks})
+
+
+def with_sizes(guest: SourceGuest, sizes: Sequence[int]) -> SourceGuest:
+    """Return the guest with the sizes (bytes) that the servers of its disks told."""
+    disks = [
+        disk.model_copy(update={"size": size})
+        for disk, size in zip(guest.disks, sizes, strict=True)
+    ]
+    return guest.model_copy(update={"disks": disks})
 
 
 async def check_each(

@@ -23,6 +23,7 @@ from v2v_async.input.checking import (
     check_each,
     check_file,
     check_uri,
+    with_sizes,
 )
 from v2v_async.input.contract import Input
 from v2v_async.input.overlay import (
@@ -141,11 +142,7 @@ class DiskInput(Input):
         sizes = await serve_overlays(
             [disk.source for disk in self._checked], self._overlay, v2vdir, servers
         )
-        disks = [
-            disk.model_copy(update={"size": size})
-            for disk, size in zip(source.disks, sizes, strict=True)
-        ]
-        return source.model_copy(update={"disks": disks})
+        return with_sizes(source, sizes)
 
 
 def guest_name(argument: str, *, is_uri: bool = False) -> str:

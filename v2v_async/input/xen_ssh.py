@@ -13,7 +13,14 @@ from typing import ClassVar, Self
 from v2v_async import process, ssh
 from v2v_async.errors import SourceError, UsageError, V2VError
 from v2v_async.events import Reporter
-from v2v_async.input.checking import FORMAT_ALIASES, FORMATS, CheckedDisk, raise_problems
+from v2v_async.input.checking import (
+    FORMAT_ALIASES,
+    FORMATS,
+    CheckedDisk,
+    raise_problems,
+    with_disks,
+    with_sizes,
+)
 from v2v_async.input.contract import Input
 from v2v_async.input.libvirt.domain_xml import Domain, DomainDisk, parse_domain
 from v2v_async.input.overlay import OVERLAY_HELP, OverlayKind, choose, overlay_option
@@ -187,13 +194,8 @@ class XenSshInput(Input):
     async def describe(self) -> SourceGuest:
         """See :class:`Input`."""
         assert self._domain is not None, "check comes first"
-        disks = [
-            checked.described(index, disk.controller)
-            for index, (checked, disk) in enumerate(
-                zip(self._checked, self._domain.disks, strict=True), 1
-            )
-        ]
-        return self._domain.guest.model_copy(update={"disks": disks})
+        controllers = [disk.controller for disk in self._domain.disks]
+        return with_disks(self._domain.guest, self._checked, controllers)
 
     async def setup(self, v2vdir: V2VDir, servers: Servers, reporter: Reporter) -> SourceGuest:
         """See :class:`Input`."""
@@ -201,8 +203,4 @@ class XenSshInput(Input):
         sizes = await serve_remote(
             self._host, [c.source for c in self._checked], self._overlay, v2vdir, servers
         )
-        disks = [
-            disk.model_copy(update={"size": size})
-            for disk, size in zip(source.disks, sizes, strict=True)
-        ]
-        return source.model_copy(update={"disks": disks})
+        return with_sizes(source, sizes)

@@ -26,6 +26,8 @@ from v2v_async.input.checking import (
     check_each,
     check_file,
     check_uri,
+    with_disks,
+    with_sizes,
 )
 from v2v_async.input.contract import Input
 from v2v_async.input.image import PluginImage
@@ -157,13 +159,8 @@ class DomainInput(Input):
     async def describe(self) -> SourceGuest:
         """See :class:`Input`."""
         assert self._domain is not None, "after check"
-        disks = [
-            checked.described(index, disk.controller)
-            for index, (checked, disk) in enumerate(
-                zip(self._checked, self._domain.disks, strict=True), 1
-            )
-        ]
-        return self._domain.guest.model_copy(update={"disks": disks})
+        controllers = [disk.controller for disk in self._domain.disks]
+        return with_disks(self._domain.guest, self._checked, controllers)
 
     async def setup(self, v2vdir: V2VDir, servers: Servers, reporter: Reporter) -> SourceGuest:
         """See :class:`Input`."""
@@ -178,11 +175,7 @@ class DomainInput(Input):
             if disk.checksum is not None
         ]
         await verify_checksums(checksums, v2vdir, reporter)
-        disks = [
-            disk.model_copy(update={"size": size})
-            for disk, size in zip(source.disks, sizes, strict=True)
-        ]
-        return source.model_copy(update={"disks": disks})
+        return with_sizes(source, sizes)
 
 
 def _visible_queries(domain: Domain) -> list[str]:

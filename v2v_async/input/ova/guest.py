@@ -22,7 +22,7 @@ import anyio.to_thread
 from v2v_async import process
 from v2v_async.errors import DependencyError, SourceError, UsageError
 from v2v_async.events import Reporter
-from v2v_async.input.checking import CheckedDisk, check_each, raise_problems
+from v2v_async.input.checking import CheckedDisk, check_each, raise_problems, with_sizes
 from v2v_async.input.contract import Input
 from v2v_async.input.ova import manifest as manifests
 from v2v_async.input.ova import ovf as descriptions
@@ -195,11 +195,7 @@ class OvaInput(Input):
             for folder in folders:
                 shutil.rmtree(folder, ignore_errors=True)
             raise
-        disks = [
-            disk.model_copy(update={"size": size})
-            for disk, size in zip(source.disks, sizes, strict=True)
-        ]
-        return source.model_copy(update={"disks": disks})
+        return with_sizes(source, sizes)
 
     async def _prepare(
         self, archive: Archive, folders: list[Path], v2vdir: V2VDir, reporter: Reporter

@@ -13,7 +13,7 @@ from typing import ClassVar, Self
 from v2v_async import nbdkit
 from v2v_async.errors import SourceError, UsageError
 from v2v_async.events import Reporter
-from v2v_async.input.checking import CheckedDisk, check_each
+from v2v_async.input.checking import CheckedDisk, check_each, with_disks, with_sizes
 from v2v_async.input.contract import Input
 from v2v_async.input.image import PluginImage
 from v2v_async.input.libvirt.domain_xml import Domain, parse_domain
@@ -131,23 +131,14 @@ class VmwareInput(Input):
     async def describe(self) -> SourceGuest:
         """See :class:`Input`."""
         assert self._domain is not None, "check comes first"
-        disks = [
-            checked.described(index, disk.controller)
-            for index, (checked, disk) in enumerate(
-                zip(self._checked, self._domain.disks, strict=True), 1
-            )
-        ]
-        return self._domain.guest.model_copy(update={"disks": disks})
+        controllers = [disk.controller for disk in self._domain.disks]
+        return with_disks(self._domain.guest, self._checked, controllers)
 
     async def setup(self, v2vdir: V2VDir, servers: Servers, reporter: Reporter) -> SourceGuest:
         """See :class:`Input`."""
         source = await self.describe()
         sizes = await self._serve(v2vdir, servers)
-        disks = [
-            disk.model_copy(update={"size": size})
-            for disk, size in zip(source.disks, sizes, strict=True)
-        ]
-        return source.model_copy(update={"disks": disks})
+        return with_sizes(source, sizes)
 
     async def _ask_libvirt(self, reporter: Reporter) -> Domain:
         try:

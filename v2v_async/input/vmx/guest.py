@@ -16,7 +16,7 @@ from typing import ClassVar, Self
 from v2v_async import ssh
 from v2v_async.errors import SourceError, UsageError, V2VError
 from v2v_async.events import Reporter
-from v2v_async.input.checking import CheckedDisk, check_each, raise_problems
+from v2v_async.input.checking import CheckedDisk, check_each, raise_problems, with_disks, with_sizes
 from v2v_async.input.contract import Input
 from v2v_async.input.overlay import (
     OVERLAY_HELP,
@@ -144,13 +144,8 @@ class VmxInput(Input):
     async def describe(self) -> SourceGuest:
         """See :class:`Input`."""
         assert self._guest is not None, "check comes first"
-        disks = [
-            checked.described(index, disk.controller)
-            for index, (checked, disk) in enumerate(
-                zip(self._checked, self._guest.disks, strict=True), 1
-            )
-        ]
-        return self._guest.guest.model_copy(update={"disks": disks})
+        controllers = [disk.controller for disk in self._guest.disks]
+        return with_disks(self._guest.guest, self._checked, controllers)
 
     async def setup(self, v2vdir: V2VDir, servers: Servers, reporter: Reporter) -> SourceGuest:
         """See :class:`Input`."""
@@ -160,11 +155,7 @@ class VmxInput(Input):
             sizes = await serve_overlays(disks, self._overlay, v2vdir, servers)
         else:
             sizes = await serve_remote(self._host, disks, self._overlay, v2vdir, servers)
-        described = [
-            disk.model_copy(update={"size": size})
-            for disk, size in zip(source.disks, sizes, strict=True)
-        ]
-        return source.model_copy(update={"disks": described})
+        return with_sizes(source, sizes)
 
 
 def _read(path: Path) -> bytes:
