@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import signal
@@ -90,6 +91,7 @@ def _no_leaked_descriptors() -> Iterator[None]:
     """Sockets and files that a test opened are closed when it ends."""
     before = _descriptors()
     yield
+    gc.collect()  # what is garbage, and only not collected yet, is not left open
     leaked = {fd: name for fd, name in _descriptors().items() if fd not in before}
     sockets = [name for name in leaked.values() if name.startswith(("socket:", "/var/tmp/vt."))]
     assert not sockets, f"descriptors left open: {leaked}"

@@ -105,11 +105,12 @@ async def create_qcow2(
     *,
     preallocation: Literal["off", "metadata", "falloc", "full"] = "off",
     backing: tuple[str, str] | None = None,
+    compat: Literal["0.10", "1.1"] = "1.1",
 ) -> None:
     """Make a qcow2 image of ``size`` bytes (None: as its backing file) at ``path``, a new file.
 
     ``preallocation`` is qemu-img's: ``falloc`` reserves every cluster without writing it, ``full``
-    writes zeroes. ``backing`` is (file, format).
+    writes zeroes. ``backing`` is (file, format). ``compat``: qemu before 1.1 reads only 0.10.
 
     Raises:
         ImageError: it can't be made; what there is of it stays, for whoever noted it.
@@ -117,6 +118,8 @@ async def create_qcow2(
     """
     # lazy_refcounts off and compat 1.1 are the defaults of every qemu that this can meet.
     argv = ["qemu-img", "create", "-q", "-f", "qcow2"]
+    if compat != "1.1":
+        argv += ["-o", f"compat={compat}"]
     if preallocation != "off":
         argv += ["-o", f"preallocation={preallocation}"]
     if backing is not None:

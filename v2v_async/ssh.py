@@ -53,7 +53,8 @@ _LOGIN_REASONS = (
         "log in once by hand (ssh {login}) and accept the key, or give -io ssh-known-hosts=FILE",
     ),
     (
-        r"authentication methods failed|[Pp]ermission denied \(|Too many authentication failures",
+        r"authentication (?:methods )?failed|[Pp]ermission denied \(|"
+        r"Too many authentication failures",
         "it refused the login",
         "check the user name; put a key that it accepts into ssh-agent or give it with -io "
         "ssh-identity=FILE, or give the password with -ip FILE (‘ssh {login}’ must work)",

@@ -261,7 +261,9 @@ def test_lists_of_options(capsys: pytest.CaptureFixture[str]) -> None:
     assert virt_v2v_async(["-o", "local", "-oo", "?"]) == 0
     assert "compressed" in capsys.readouterr().out
     assert virt_v2v_async(["-i", "disk", "-io", "?"]) == 0
-    assert virt_v2v_async(["-o", "vdsm", "-oo", "?"]) == 1
+    assert virt_v2v_async(["-o", "vdsm", "-oo", "?"]) == 0
+    assert "vdsm-image-uuid" in capsys.readouterr().out
+    assert virt_v2v_async(["-o", "glance", "-oo", "?"]) == 1
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh"])

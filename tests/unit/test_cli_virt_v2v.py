@@ -149,9 +149,8 @@ def test_refused(argv: list[str], message: str) -> None:
 @pytest.mark.parametrize(
     ("argv", "feature"),
     [
-        (["-i", "disk", "x"], "-o libvirt (the default)"),
+        (["-i", "disk", "x", "-o", "rhev-upload"], "-o rhv-upload"),
         (["-i", "disk", "x", "-o", "glance"], "-o glance"),
-        (["-i", "disk", "x", "-o", "rhev"], "-o rhv"),
         ([*GOOD, "--memsize", "4096"], "--memsize"),
         ([*GOOD, "-m", "4096"], "--memsize"),
         ([*GOOD, "--smp", "4"], "--smp"),

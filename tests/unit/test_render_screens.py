@@ -263,7 +263,7 @@ def test_schemas_are_current(tmp_path: Path) -> None:
     for made in tmp_path.iterdir():
         kept = ROOT / "docs" / "schema" / made.name
         assert kept.read_text() == made.read_text(), "run scripts/make-schemas"
-    assert len(list(tmp_path.iterdir())) == 3
+    assert len(list(tmp_path.iterdir())) == 4
 
 
 def test_the_picture_names_no_address(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ _FEATURES = (
     "virt-v2v-async",
     "libguestfs-rewrite",
     "colours-option",
+    "vdsm-compat-option",
     "io/oo",
     "mac-option",
     "mac-ip-option",
@@ -63,6 +64,21 @@ _SSH = (
         "ssh-known-hosts",
         "the file with the keys of known hosts, in place of ~/.ssh/known_hosts",
     ),
+)
+
+_VDSM = (
+    (
+        "vdsm-image-uuid",
+        "UUID of a disk's image folder, which must be there; once for each disk",
+    ),
+    ("vdsm-vol-uuid", "UUID of a disk's volume; once for each disk"),
+    ("vdsm-vm-uuid", "UUID of the new guest"),
+    ("vdsm-ovf-output", "the directory that the OVF is written to (default: the current one)"),
+    (
+        "vdsm-ovf-flavour",
+        "rhvexp or ovirt: the OVF of export domains (the default), or the engine's own",
+    ),
+    ("vdsm-compat", "0.10 or 1.1: the age of qcow2 that is written (default: 0.10)"),
 )
 
 
@@ -133,17 +149,51 @@ INPUT_ALIASES = {"local": "disk"}
 
 OUTPUTS: Mapping[str, Mode] = {
     "glance": Mode("glance"),
-    "json": Mode("json"),
-    "kubevirt": Mode("kubevirt"),
-    "libvirt": Mode("libvirt"),
+    "json": Mode(
+        "json",
+        is_built=True,
+        options=(
+            _COMPRESSED,
+            (
+                "json-disks-pattern",
+                "where the disks go below DIR, with %{GuestName}, %{DiskNo} (1, 2 …), "
+                "%{DiskDeviceName} (sda, sdb …), %% (default: %{GuestName}-%{DiskDeviceName})",
+            ),
+        ),
+        refused=frozenset({"-oc", "-op"}),
+    ),
+    "kubevirt": Mode(
+        "kubevirt",
+        is_built=True,
+        options=(
+            _COMPRESSED,
+            (
+                "create",
+                "false: the disks of -oo disk are there already, files or block devices "
+                "(default: true)",
+            ),
+            ("disk", "where a disk goes, in place of DIR/NAME-sdX; once for each disk"),
+        ),
+        refused=frozenset({"-op"}),
+    ),
+    "libvirt": Mode("libvirt", is_built=True, options=(_COMPRESSED,)),
     # virt-v2v ignores -oc here and refuses -op.
     "local": Mode("local", is_built=True, options=(_COMPRESSED,), refused=frozenset({"-op"})),
     "null": Mode("null", is_built=True, refused=frozenset({"-oa", "-oc", "-op", "-os"})),
     "openstack": Mode("openstack"),
-    "qemu": Mode("qemu"),
-    "rhv": Mode("rhv"),
+    "qemu": Mode(
+        "qemu",
+        is_built=True,
+        options=(
+            _COMPRESSED,
+            ("qemu-boot", "start the guest in the background when it is converted"),
+        ),
+        refused=frozenset({"-op"}),
+    ),
+    # virt-v2v ignores -oc here and refuses -op.
+    "rhv": Mode("rhv", is_built=True, refused=frozenset({"-op"})),
     "rhv-upload": Mode("rhv-upload"),
-    "vdsm": Mode("vdsm"),
+    "vdsm": Mode("vdsm", is_built=True, options=_VDSM, refused=frozenset({"-op"})),
 }
 OUTPUT_ALIASES = {
     "disk": "local",
@@ -222,5 +272,5 @@ def capabilities() -> str:
     lines = list(_FEATURES)
     lines += [f"input:{name}" for name in INPUTS]
     lines += [f"output:{mode.name}" for mode in OUTPUTS.values() if mode.is_built]
-    lines += ["convert:linux", "convert:windows"]
+    lines += ["convert:linux", "convert:windows", "ovf:ovirt", "ovf:rhvexp"]
     return "\n".join(lines) + "\n"

@@ -59,13 +59,15 @@ def events_target(text: str) -> Target:
 def mapping(option: str, text: str, known: tuple[Mapping, ...]) -> Mapping:
     """Return what ``-n`` or ``-b TEXT`` maps; the first colon separates.
 
+    As in virt-v2v, ``OUT:`` and ``:OUT`` are ``OUT``, the default.
+
     Raises:
         UsageError: empty, or it maps again what one of ``known`` maps.
     """
-    if not text:
+    source, _, out = text.partition(":")
+    if not source and not out:
         raise UsageError(f"{option}: nothing named", hint=f"write {option} IN:OUT or {option} OUT")
-    source, colon, out = text.partition(":")
-    made: Mapping = (source, out) if colon else (None, text)
+    made: Mapping = (source, out) if source and out else (None, source or out)
     if any(made[0] == other[0] for other in known):
         what = "the default" if made[0] is None else f"‘{made[0]}’"
         raise UsageError(f"{option} maps {what} twice", hint=f"keep one {option} for {what}")
@@ -86,6 +88,8 @@ def mac(text: str, known: tuple[MacMapping, ...]) -> MacMapping:
     made = MacMapping(match[1].lower(), kind, match[3])  # type: ignore[arg-type]
     if made.kind == "ip":
         _check_static_ip(made.out)
+    elif not made.out:
+        raise UsageError(f"--mac: ‘{text}’ names no {kind}", hint=f"write {made.mac}:{kind}:NAME")
     elif any(o.mac == made.mac and o.kind != "ip" for o in known):
         raise UsageError(f"--mac maps {made.mac} twice", hint="keep one --mac for each NIC")
     return made

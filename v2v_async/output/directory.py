@@ -1,0 +1,118 @@
+"""What outputs that leave disks and one document in a directory have in common.
+
+::
+
+    parse ─ FileDisks.parse ─ check_name     disks: where each disk goes
+    check_source ─ setup ─ (copy) ─ finalize: documents() ─ all files get their names at once
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import ClassVar, Self
+
+from v2v_async.errors import UsageError
+from v2v_async.events import Reporter
+from v2v_async.model import SourceGuest, TargetGuest
+from v2v_async.options import OutputOptions
+from v2v_async.output import files
+from v2v_async.output.contract import Output
+from v2v_async.output.domain_xml import name_problem
+from v2v_async.output.file_disks import Document, FileDisks
+from v2v_async.server import Servers
+from v2v_async.v2vdir import V2VDir
+
+
+class DirectoryOutput(Output):
+    """Disks as files, and a document that is written beside them at the end."""
+
+    suffix: ClassVar[str]
+    """Of the document: ``.json``."""
+
+    def __init__(self, disks: FileDisks) -> None:
+        self.disks = disks
+
+    @classmethod
+    def parse(cls, options: OutputOptions) -> Self:
+        """Check -os, -of, -oa, -oo, -on and refuse -op."""
+        cls.refuse_unknown(options)
+        disks = FileDisks.parse(options, f"-o {cls.name}")
+        if options.name is not None:
+            cls.check_name(options.name)
+        return cls(disks)
+
+    @classmethod
+    def refuse_unknown(cls, options: OutputOptions) -> None:
+        """Refuse what this output has no use for.
+
+        Raises:
+            UsageError: -op, or a ``-oo`` that it does not know.
+        """
+        if options.password is not None:
+            raise UsageError(f"-o {cls.name} takes no -op: no password is needed")
+        for option, _ in options.options:
+            if option not in cls.option_help:
+                known = ", ".join(f"-oo {each}" for each in cls.option_help)
+                raise UsageError(
+                    f"-o {cls.name} has no option ‘-oo {option}’", hint=f"it has: {known}"
+                )
+
+    @classmethod
+    def check_name(cls, name: str) -> None:
+        """Refuse a name that can't be part of a file's.
+
+        Raises:
+            UsageError: it says why.
+        """
+        problem = name_problem(name)
+        if problem is not None:
+            raise UsageError(
+                f"{name!r} can't be the name of the new guest: {problem}", hint="give one: -on NAME"
+            )
+
+    async def check(self, reporter: Reporter) -> None:
+        """See :class:`Output`."""
+        await self.disks.check()
+
+    async def check_source(self, source: SourceGuest, name: str, reporter: Reporter) -> None:
+        """Check the name, the files that will be replaced, and the room there is."""
+        self.check_name(name)
+        finals = [*self.disk_paths(len(source.disks), name), self.document_path(name)]
+        self.disks.check_room(finals, source.disks, reporter)
+
+    async def setup(
+        self, v2vdir: V2VDir, source: SourceGuest, name: str, servers: Servers, reporter: Reporter
+    ) -> None:
+        """Make empty disks under hidden names and serve them."""
+        await self.check_source(source, name, reporter)
+        finals = self.disk_paths(len(source.disks), name)
+        await self.disks.setup(v2vdir, finals, source.disks, servers)
+
+    async def finalize(self, v2vdir: V2VDir, target: TargetGuest, reporter: Reporter) -> None:
+        """Write the document, have everything on the disk, then give all files their names."""
+        paths = self.disk_paths(len(target.source.disks), target.name)
+        documents = self.documents(target, paths, reporter)
+        await self.disks.publish(v2vdir, paths, documents)
+
+    async def abandon(self, v2vdir: V2VDir, reporter: Reporter) -> None:
+        """Remove what has not got its final name yet."""
+        files.remove_temporary(v2vdir.state.outputs)
+
+    @abstractmethod
+    def documents(
+        self, target: TargetGuest, paths: Sequence[Path], reporter: Reporter
+    ) -> list[Document]:
+        """Return what is written beside the disks; ``paths``: theirs, in the source's order.
+
+        Called before anything has its final name.
+        """
+
+    def disk_paths(self, count: int, name: str) -> list[Path]:
+        """Return where the disks go, absolute."""
+        return self.disks.disk_paths(count, name)
+
+    def document_path(self, name: str) -> Path:
+        """Return where the document goes, absolute."""
+        return self.disks.directory.absolute() / f"{name}{self.suffix}"

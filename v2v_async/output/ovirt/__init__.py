@@ -1,0 +1,1 @@
+"""What belongs to oVirt and RHV: their OVF, their storage domains, their API."""

@@ -1,0 +1,182 @@
+"""Volumes of a storage domain: target disks with the folders, owners and ``.meta`` oVirt wants.
+
+::
+
+    DOMAIN/images/IMAGE_UUID/VOLUME_UUID        the disk
+                             VOLUME_UUID.meta   what it is
+    DOMAIN/master/vms/VM_UUID/VM_UUID.ovf       the guest (export domains)
+
+The disks are made, served and renamed as everywhere else (``output/file_disks.py``).
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from v2v_async import qemu_img
+from v2v_async.errors import TargetError
+from v2v_async.events import Reporter
+from v2v_async.output import files
+from v2v_async.output.file_disks import Document, FileDisks
+from v2v_async.output.ovirt.access import Access
+from v2v_async.output.ovirt.ovf import Volume
+from v2v_async.v2vdir import MadeObject, OutputFile, V2VDir
+
+_FOLDER = "folder"  # MadeObject.kind
+
+
+@dataclass(frozen=True, slots=True)
+class VolumeDisks(FileDisks):
+    """Disks below ``directory`` (…/images). ``mode`` is of each; ``compat`` is of qcow2."""
+
+    access: Access = field(default_factory=Access)
+    mode: int = 0o666
+    compat: Literal["0.10", "1.1"] = "1.1"
+
+    async def _make_disk(self, path: Path, size: int) -> None:
+        with self.access.acting():
+            files.make_empty(path)
+        try:
+            # Before the disk gets its size: on an export that squashes root, the programs that
+            # write it are nobody in particular.
+            self.access.give(path, self.mode)
+        except OSError as error:
+            raise files.target_error("give away", path, error) from error
+        if self.format == "raw":
+            await files.make_raw(path, size, preallocated=self.is_preallocated)
+            return
+        if self.is_preallocated and size > files.free_space(path.parent):
+            raise TargetError(
+                f"can't give {size} bytes to ‘{path}’: no space left",
+                hint="free space there, or leave out -oa preallocated",
+            )
+        try:
+            await qemu_img.create_qcow2(
+                path,
+                size,
+                preallocation="falloc" if self.is_preallocated else "off",
+                compat=self.compat,
+            )
+        except qemu_img.ImageError as error:
+            raise TargetError(error.message, hint="is there room in -os DIR?") from error
+
+    async def publish(
+        self, v2vdir: V2VDir, finals: Sequence[Path], documents: Sequence[Document]
+    ) -> None:
+        """Write the documents, with their owner, and give all files their names at once.
+
+        Raises:
+            TargetError: nothing has got its name.
+        """
+        made = made_disks(v2vdir, finals)
+        for document in documents:
+            temporary = files.temporary_for(document.final)
+            record = OutputFile(temporary=str(temporary), final=str(document.final))
+            v2vdir.add_output(record)
+            try:
+                with self.access.acting():
+                    files.make_empty(temporary)
+                    temporary.write_bytes(document.content)
+                self.access.give(temporary, 0o644)
+            except OSError as error:
+                raise files.target_error("write", temporary, error) from error
+            made.append(record)
+        for file in made:
+            await files.sync(Path(file.temporary))
+        # No await from here on, so that no cancellation comes between two of the renames.
+        files.publish(v2vdir, made)
+        close_folders(v2vdir, self.access)
+
+
+def made_disks(v2vdir: V2VDir, finals: Sequence[Path]) -> list[OutputFile]:
+    """Return the records of the disks with these final paths.
+
+    Raises:
+        TargetError: setup has not made one of them.
+    """
+    records = {record.final: record for record in v2vdir.state.outputs}
+    for path in finals:
+        if str(path) not in records:
+            raise TargetError(
+                f"‘{path}’ is not among the outputs of this run",
+                hint="the output must be set up first, with the same options",
+            )
+    return [records[str(path)] for path in finals]
+
+
+def finished_volume(disks: FileDisks, file: OutputFile, size: int) -> Volume:
+    """Return what the OVF says of a disk that is copied; the last two folders name it."""
+    final = Path(file.final)
+    try:
+        allocated = os.stat(file.temporary).st_blocks * 512
+    except OSError as error:
+        raise files.target_error("look at", Path(file.temporary), error) from error
+    return Volume(
+        final.parent.name, final.name, size, disks.format, disks.is_preallocated, allocated
+    )
+
+
+def make_folder(v2vdir: V2VDir, path: Path, access: Access) -> None:
+    """Make a folder of this run; it is noted first, since ``abandon`` removes it.
+
+    Raises:
+        TargetError: it can't be made.
+    """
+    made = MadeObject(kind=_FOLDER, name=str(path), undo=f"rmdir {shlex.quote(str(path))}")
+    # First, so that who does by hand what ``undo`` says comes to the mount last.
+    v2vdir.update(objects=[made, *v2vdir.state.objects])
+    try:
+        access.make_directory(path)
+    except OSError as error:
+        if isinstance(error, FileExistsError):
+            v2vdir.forget_object(made)  # somebody else's
+        raise files.target_error("make", path, error) from error
+
+
+def close_folders(v2vdir: V2VDir, access: Access) -> None:
+    """Give the folders of this run their final mode: they belong to the new guest now."""
+    for made in _folders(v2vdir):
+        with suppress(OSError):
+            access.give(Path(made.name), 0o755)
+        v2vdir.forget_object(made)
+
+
+def remove_made(v2vdir: V2VDir, reporter: Reporter) -> None:
+    """Remove the files that have no final name yet, and the folders that were made for them."""
+    files.remove_temporary(v2vdir.state.outputs)
+    left = [each for each in v2vdir.state.outputs if os.path.lexists(each.temporary)]
+    for file in left:
+        reporter.warning(
+            f"‘{file.temporary}’ can't be removed; try: rm {shlex.quote(file.temporary)}"
+        )
+    for made in reversed(list(_folders(v2vdir))):
+        try:
+            _remove_folder(Path(made.name))
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            reporter.warning(f"‘{made.name}’ can't be removed: {error.strerror}; try: {made.undo}")
+            continue
+        v2vdir.forget_object(made)
+
+
+def _remove_folder(path: Path) -> None:
+    """Remove an empty folder; not a tree, since what is in it would not be this run's."""
+    try:
+        path.rmdir()
+    except PermissionError:
+        # Of an export that squashes root, the folder above is 36:36's.
+        if os.geteuid() != 0:
+            raise
+        with Access("switch").acting():
+            path.rmdir()
+
+
+def _folders(v2vdir: V2VDir) -> Iterable[MadeObject]:
+    return [made for made in v2vdir.state.objects if made.kind == _FOLDER]
