@@ -69,14 +69,6 @@ PROGRAMS = (
         *("ssh", Package("openssh-client", "openssh-clients"), (), False, "-it ssh, xen+ssh"),
         version_option="-V",
     ),
-    Program(
-        "mount.nfs",
-        Package("nfs-common", "nfs-utils"),
-        (),
-        False,
-        "-o rhv on NFS",
-        version_option="-V",
-    ),
     Program("zstd", Package("zstd", "zstd"), (), False, "-i ova, packed by zstd"),
 )
 BINDINGS = (

@@ -19,7 +19,7 @@ def test_lock_has_every_dependency_with_hashes() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     wanted = [*project["dependencies"], *project["optional-dependencies"]["dev"], "setuptools"]
     locked = {match[1] for match in re.finditer(r"^([a-z0-9-]+)==", LOCK, re.MULTILINE)}
-    assert {re.split(r"[><=~!\[ ;]", name)[0] for name in wanted} <= locked
+    assert {re.split(r"[><=~!\[ ;]", name)[0].lower() for name in wanted} <= locked
     for entry in re.split(r"^(?=[a-z0-9-]+==)", LOCK, flags=re.MULTILINE):
         assert "==" not in entry or "--hash=sha256:" in entry
 
