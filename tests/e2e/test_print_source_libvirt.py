@@ -9,6 +9,8 @@ import os
 import socket
 import subprocess
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -258,7 +260,10 @@ def nbd_port(folder: Path) -> Iterator[int]:
         server.wait()
 
 
-def a_host(folder: Path, guest: str = "") -> str:
+AT_ONCE = 8
+
+
+def a_host(folder: Path, guest: str = "", name: str = "host") -> str:
     """Return the file that makes libvirt's test driver a host with this guest and a pool."""
     off = "<test:runstate>5</test:runstate></domain>"
     namespace = "xmlns:test='http://libvirt.org/schemas/domain/test/1.0'"
@@ -267,7 +272,7 @@ def a_host(folder: Path, guest: str = "") -> str:
         guest = guest.replace("</name>", "</name><memory>1048576</memory>")
     if guest and "<os>" not in guest:
         guest = guest.replace("</name>", "</name><os><type arch='x86_64'>hvm</type></os>")
-    path = folder / "host.xml"
+    path = folder / f"{name}.xml"
     text = f"<node>{guest}{POOL}</node>".replace("@DIR@", str(folder))
     path.write_text(text)
     return f"test://{path}"
@@ -292,10 +297,47 @@ def printed(argv: list[str], **environment: str) -> str:
     return begin + rest
 
 
-def compare(words: list[str], expected: dict[str, str] | None = None, **environment: str) -> str:
+@dataclass
+class Given:
+    """A command line of both programs, what its environment needs, and what virt-v2v prints."""
+
+    words: list[str]
+    environment: dict[str, str] = field(default_factory=dict)
+    theirs: Future[str] | None = None
+
+
+UUID = "c7a5fdbd-cdaf-9455-926a-d65c16db1809"
+
+
+@pytest.fixture(scope="module")
+def given(folder: Path, http: RangeServer, nbd_port: int) -> Iterator[dict[str, Given]]:
+    """All inputs. Each start of virt-v2v sleeps for a second or two: they do so together."""
     require("virt-v2v")
-    ours = printed([*program("virt-v2v-async"), *words], **environment)
-    theirs = printed(["virt-v2v", *words], **environment)
+    made: dict[str, Given] = {}
+    host = {"LIBVIRT_DEFAULT_URI": a_host(folder)}
+    texts = {**DOCUMENTS, **{name: row[0] for name, row in BETTER.items()}}
+    assert len(texts) == len(DOCUMENTS) + len(BETTER)
+    for number, (name, text) in enumerate(texts.items()):
+        path = folder / f"guest-{number}.xml"
+        text = text.replace("@DIR@", str(folder)).replace("@HTTP@", str(http.port))
+        path.write_text(text.replace("@NBD@", str(nbd_port)))
+        made[name] = Given(["-i", "libvirtxml", str(path)], host)
+    for number, (name, guest) in enumerate(GUESTS.items()):
+        uri = a_host(folder, guest, f"host-{number}")
+        made[f"libvirt {name}"] = Given(["-i", "libvirt", "-ic", uri, "g"])
+    guest = domain(f"<uuid>{UUID}</uuid>", kind="test")
+    uri = a_host(folder, guest, "host-uuid")
+    made["uuid"] = Given(["-i", "libvirt", "-ic", uri, UUID])
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        for one in made.values():
+            one.theirs = pool.submit(printed, ["virt-v2v", *one.words], **one.environment)
+        yield made
+
+
+def compare(one: Given, expected: dict[str, str] | None = None) -> str:
+    ours = printed([*program("virt-v2v-async"), *one.words], **one.environment)
+    assert one.theirs is not None
+    theirs = one.theirs.result()
     for old, new in (expected or {}).items():
         assert old in theirs, "virt-v2v does it as we do: no exception is needed any more"
         theirs = theirs.replace(old, new)
@@ -305,31 +347,22 @@ def compare(words: list[str], expected: dict[str, str] | None = None, **environm
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)
-def test_libvirtxml(name: str, folder: Path, http: RangeServer, nbd_port: int) -> None:
-    given = folder / "guest.xml"
-    text = DOCUMENTS[name].replace("@DIR@", str(folder))
-    given.write_text(text.replace("@HTTP@", str(http.port)).replace("@NBD@", str(nbd_port)))
-    compare(["-i", "libvirtxml", str(given)], LIBVIRT_DEFAULT_URI=a_host(folder))
+def test_libvirtxml(name: str, given: dict[str, Given]) -> None:
+    compare(given[name])
 
 
 @pytest.mark.parametrize("name", BETTER)
-def test_where_virt_v2v_is_mistaken(name: str, folder: Path) -> None:
-    text, expected = BETTER[name]
-    given = folder / "guest.xml"
-    given.write_text(text.replace("@DIR@", str(folder)))
-    compare(["-i", "libvirtxml", str(given)], expected)
+def test_where_virt_v2v_is_mistaken(name: str, given: dict[str, Given]) -> None:
+    compare(given[name], BETTER[name][1])
 
 
 @pytest.mark.parametrize("name", GUESTS)
-def test_libvirt(name: str, folder: Path) -> None:
-    uri = a_host(folder, GUESTS[name])
-    text = compare(["-i", "libvirt", "-ic", uri, "g"])
+def test_libvirt(name: str, given: dict[str, Given]) -> None:
+    text = compare(given[f"libvirt {name}"])
     if name == "rich":
         assert "vnc de with password listening on address ::1" in text
         assert "sockets: 1 cores/socket: 2 threads/core: 2" in text
 
 
-def test_a_guest_by_its_uuid(folder: Path) -> None:
-    uuid = "c7a5fdbd-cdaf-9455-926a-d65c16db1809"
-    guest = domain(f"<uuid>{uuid}</uuid>", kind="test")
-    assert "source name: g\n" in compare(["-i", "libvirt", "-ic", a_host(folder, guest), uuid])
+def test_a_guest_by_its_uuid(given: dict[str, Given]) -> None:
+    assert "source name: g\n" in compare(given["uuid"])
