@@ -378,19 +378,6 @@ async def connected(
             await _in_thread(connection.close)
 
 
-async def fetch(uri: str | None, guest: str, password: Secret | None = None) -> bytes:
-    """Return the XML of a guest that is off, secrets in it included.
-
-    Raises:
-        DependencyError: the bindings are not installed.
-        SourceError: libvirt can't be reached or does not know the guest, or it is running.
-    """
-    async with connected(uri, password) as connection:
-        found = await connection.domain(guest)
-    refuse_active(found, uri)
-    return found.xml
-
-
 def refuse_active(found: FoundDomain, uri: str | None) -> None:
     """Raise SourceError, which says what to do, unless the domain is off."""
     if found.activity == "off":

@@ -242,11 +242,11 @@ async def test_one_bad_disk_stops_the_others_and_is_named(short_tmp: Path) -> No
                     f"in{index}",
                     short_tmp,
                     "pattern",
-                    "size=4G",
+                    "size=1T",
                     *faults,
                     filters=("error",) if faults else (),
                 )
-                two = await serve(servers, f"out{index}", short_tmp, "null", "size=4G")
+                two = await serve(servers, f"out{index}", short_tmp, "null", "size=1T")
                 jobs.append(CopyJob(index, nbd(one.endpoint), nbd(two.endpoint), True))
             await copy_disks(jobs, quiet(events))
     assert caught.value.disk == 2

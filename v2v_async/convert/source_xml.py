@@ -16,15 +16,13 @@ from lxml import etree
 
 from v2v_async.model import SourceGuest
 from v2v_async.units import drive_letters
-
-# What XML 1.0 can't hold, not even escaped.
-_NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+from v2v_async.xml_text import xml_text
 
 
 def source_xml(source: SourceGuest, socket: Callable[[int], Path]) -> bytes:
     """Return the document; ``socket`` gives the path of ``inINDEX``."""
     domain = etree.Element("domain", type="kvm")
-    _add(domain, "name", _NOT_XML.sub("_", source.name) or "guest")
+    _add(domain, "name", xml_text(source.name) or "guest")
     _add(domain, "memory", str(max(1, source.memory // 1024)), unit="KiB")
     _add(domain, "vcpu", str(source.vcpus))
     system = etree.SubElement(domain, "os")
@@ -45,7 +43,7 @@ def source_xml(source: SourceGuest, socket: Callable[[int], Path]) -> bytes:
         if nic.mac:
             etree.SubElement(interface, "mac", address=nic.mac)
         vnet = etree.SubElement(interface, "source")
-        vnet.set(nic.vnet_type, _NOT_XML.sub("_", nic.vnet) or "default")
+        vnet.set(nic.vnet_type, xml_text(nic.vnet) or "default")
     return etree.tostring(domain, pretty_print=True, xml_declaration=True, encoding="utf-8")
 
 

@@ -9,9 +9,10 @@ from pathlib import Path
 
 from v2v_async import qemu_img
 from v2v_async.connection import export_info
-from v2v_async.errors import NbdError, SourceError, V2VError
+from v2v_async.errors import NbdError, SourceError, UsageError, V2VError
 from v2v_async.input.image import DiskSource, FileImage, NbdImage
 from v2v_async.model import Controller, SourceDisk, SourceGuest
+from v2v_async.options import InputOptions
 from v2v_async.redact import redact
 
 FORMATS = ("raw", "qcow2", "vmdk", "vpc", "vhdx", "vdi", "qed", "parallels", "luks")
@@ -19,6 +20,23 @@ FORMAT_ALIASES = {"vhd": "vpc"}
 
 # Chains are short; this only ends one that goes round.
 _LONGEST_CHAIN = 200
+
+
+def image_format(options: InputOptions) -> str | None:
+    """Return what ``-if`` says as qemu names it; None where it was not given.
+
+    Raises:
+        UsageError: nothing here reads such images.
+    """
+    if options.format is None:
+        return None
+    found = FORMAT_ALIASES.get(options.format, options.format)
+    if found not in FORMATS:
+        raise UsageError(
+            f"unknown format ‘-if {options.format}’",
+            hint=f"the formats are: {', '.join([*FORMATS, *FORMAT_ALIASES])}",
+        )
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +81,10 @@ def with_sizes(guest: SourceGuest, sizes: Sequence[int]) -> SourceGuest:
 
 async def check_each(
     checks: Sequence[Callable[[], Awaitable[CheckedDisk]]],
+    *,
+    fatal: tuple[type[V2VError], ...] = (),
 ) -> list[CheckedDisk]:
-    """Look at every disk.
+    """Look at every disk; a ``fatal`` error, which all the others would meet as well, ends it.
 
     Raises:
         V2VError: the only problem, with the number of its disk.
@@ -75,6 +95,8 @@ async def check_each(
     for index, check in enumerate(checks, 1):
         try:
             checked.append(await check())
+        except fatal:
+            raise
         except V2VError as error:
             problems.append((index, error))
     raise_problems(problems)

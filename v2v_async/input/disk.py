@@ -17,12 +17,11 @@ from typing import ClassVar, Self
 from v2v_async.errors import UsageError
 from v2v_async.events import Reporter
 from v2v_async.input.checking import (
-    FORMAT_ALIASES,
-    FORMATS,
     CheckedDisk,
     check_each,
     check_file,
     check_uri,
+    image_format,
     with_sizes,
 )
 from v2v_async.input.contract import Input
@@ -82,14 +81,7 @@ class DiskInput(Input):
         if options.transport is not None:
             raise UsageError(f"‘-it {options.transport}’ has no meaning with ‘-i disk’")
         overlay = overlay_option("-i disk", cls.option_help, options)
-        image_format = options.format
-        if image_format is not None:
-            image_format = FORMAT_ALIASES.get(image_format, image_format)
-            if image_format not in FORMATS:
-                raise UsageError(
-                    f"unknown format ‘-if {options.format}’",
-                    hint=f"the formats are: {', '.join([*FORMATS, *FORMAT_ALIASES])}",
-                )
+        format_ = image_format(options)
         disks = []
         for argument in options.arguments:
             is_uri = _URI.match(argument) is not None
@@ -98,12 +90,12 @@ class DiskInput(Input):
                     f"‘{redact(argument)}’ is not a kind of URI that -i disk reads",
                     hint="it reads files, block devices, nbd://, nbd+unix:// and nbds://",
                 )
-            if is_uri and image_format not in (None, "raw"):
+            if is_uri and format_ not in (None, "raw"):
                 raise UsageError(
                     f"‘-if {options.format}’: an NBD export is raw; serve the image with "
                     "qemu-nbd, which reads its format"
                 )
-            disks.append(_Disk(argument, is_uri, "raw" if is_uri else image_format))
+            disks.append(_Disk(argument, is_uri, "raw" if is_uri else format_))
         seen: set[str] = set()
         for disk in disks:
             key = disk.argument if disk.is_uri else os.path.realpath(disk.argument)

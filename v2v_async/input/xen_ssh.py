@@ -7,17 +7,16 @@ needed here. The disks are files of the host, read by nbdkit's ssh plugin.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from functools import partial
 from typing import ClassVar, Self
 
 from v2v_async import process, ssh
-from v2v_async.errors import SourceError, UsageError, V2VError
+from v2v_async.errors import SourceError, UsageError
 from v2v_async.events import Reporter
 from v2v_async.input.checking import (
-    FORMAT_ALIASES,
-    FORMATS,
     CheckedDisk,
-    raise_problems,
+    check_each,
+    image_format,
     with_disks,
     with_sizes,
 )
@@ -30,14 +29,13 @@ from v2v_async.input.ssh_files import (
     remote_source,
     serve_remote,
 )
+from v2v_async.input.xml_source import MAX_SIZE
 from v2v_async.model import SourceGuest
 from v2v_async.options import InputOptions
 from v2v_async.server import Servers
 from v2v_async.ssh import LoginError, SshHost
 from v2v_async.v2vdir import V2VDir
 
-MAX_XML = 4 * 1024 * 1024
-"""Bytes; a domain's XML has some kilobytes. libvirt itself takes no more than 4 MiB."""
 _OFF = ("shut off", "crashed", "no state")
 """What ``virsh domstate`` says of a guest whose disks nobody writes."""
 _RAW_DRIVERS = (None, "raw", "aio")  # Xen: tap:aio: is a raw file
@@ -80,14 +78,7 @@ class XenSshInput(Input):
                 hint="leave it out",
             )
         overlay = overlay_option("-ic xen+ssh://", cls.option_help, options)
-        format_ = options.format
-        if format_ is not None:
-            format_ = FORMAT_ALIASES.get(format_, format_)
-            if format_ not in FORMATS:
-                raise UsageError(
-                    f"unknown format ‘-if {options.format}’",
-                    hint=f"the formats are: {', '.join([*FORMATS, *FORMAT_ALIASES])}",
-                )
+        format_ = image_format(options)
         # no_tty asks libvirt for what is always so here.
         host, user, port, path = ssh.parse_address(
             options.connection or "", "-ic", scheme="xen+ssh", others=("no_tty",)
@@ -106,7 +97,8 @@ class XenSshInput(Input):
             reporter.warning(warning)
         if not self._domain.disks:
             raise SourceError(f"the guest ‘{self._name}’ of ‘{self._host.shown}’ has no disk")
-        self._checked = await self._look(self._domain.disks)
+        looks = [partial(self._look_at, disk) for disk in self._domain.disks]
+        self._checked = await check_each(looks, fatal=(LoginError,))
 
     async def _xml(self) -> bytes:
         """Return the guest's XML.
@@ -121,7 +113,7 @@ class XenSshInput(Input):
             words += [*(["&&"] if words else []), "env", "LC_ALL=C", "virsh", "--quiet"]
             words += ["--connect", shlex.quote(self._driver)]
             words += [subcommand, "--domain", shlex.quote(self._name)]
-        completed = await ssh.run(self._host, words, most=MAX_XML, doing=doing)
+        completed = await ssh.run(self._host, words, most=MAX_SIZE, doing=doing)
         if completed.status != 0:
             raise self._virsh_failed(completed)
         state, _, xml = completed.stdout.lstrip().partition("\n")
@@ -154,20 +146,6 @@ class XenSshInput(Input):
             hint=f"‘virsh --connect {self._driver} list --all’ must work on the host",
         )
 
-    async def _look(self, disks: Sequence[DomainDisk]) -> list[CheckedDisk]:
-        checked: list[CheckedDisk] = []
-        problems: list[tuple[int, V2VError]] = []
-        for index, disk in enumerate(disks, 1):
-            try:
-                checked.append(await self._look_at(disk))
-                choose(self._overlay, checked[-1].source)
-            except LoginError:
-                raise
-            except V2VError as error:
-                problems.append((index, error))
-        raise_problems(problems)
-        return checked
-
     async def _look_at(self, disk: DomainDisk) -> CheckedDisk:
         if disk.kind not in ("file", "block"):
             raise SourceError(
@@ -189,6 +167,7 @@ class XenSshInput(Input):
                 )
             size = await check_image(file, format_)
         source = await remote_source(self._host, disk.location, format_, size)
+        choose(self._overlay, source)
         return CheckedDisk(source, self._host.uri(disk.location))
 
     async def describe(self) -> SourceGuest:

@@ -19,8 +19,7 @@ from v2v_async.model import SourceGuest, TargetGuest
 from v2v_async.options import OutputOptions
 from v2v_async.output import files
 from v2v_async.output.contract import Output
-from v2v_async.output.domain_xml import name_problem
-from v2v_async.output.file_disks import Document, FileDisks
+from v2v_async.output.file_disks import Document, FileDisks, check_name
 from v2v_async.server import Servers
 from v2v_async.v2vdir import V2VDir
 
@@ -66,11 +65,7 @@ class DirectoryOutput(Output):
         Raises:
             UsageError: it says why.
         """
-        problem = name_problem(name)
-        if problem is not None:
-            raise UsageError(
-                f"{name!r} can't be the name of the new guest: {problem}", hint="give one: -on NAME"
-            )
+        check_name(name)
 
     async def check(self, reporter: Reporter) -> None:
         """See :class:`Output`."""

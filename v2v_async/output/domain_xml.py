@@ -6,7 +6,6 @@ where and why this differs. ``tests/e2e/test_against_virt_v2v.py`` holds it to t
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -17,15 +16,14 @@ from v2v_async.model import Guestcaps, Nic, SourceGuest, TargetGuest
 from v2v_async.output.osinfo import os_id
 from v2v_async.output.uefi import UefiFirmware
 from v2v_async.units import drive_letters
+from v2v_async.xml_text import NOT_XML, xml_text
 
 _LIBOSINFO = "http://libosinfo.org/xmlns/libvirt/domain/1.0"
-_MACHINES = {"i440fx": "pc", "q35": "q35", "virt": "virt"}
+MACHINES = {"i440fx": "pc", "q35": "q35", "virt": "virt"}
+"""Guestcaps.machine: what qemu calls it."""
 _DISPLAYS = {"window": "sdl", "sdl": "sdl", "spice": "spice"}
 _SOUND_CARDS = {"ac97": "ac97", "ich6": "ich6", "ich9": "ich9", "pcspk": "pcspk"}
 _NET_MODELS = {"e1000": "e1000", "rtl8139": "rtl8139"}
-
-# What XML 1.0 can't hold, not even escaped.
-_NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,14 +58,14 @@ def name_problem(name: str) -> str | None:
         return "it names a directory"
     if "/" in name:
         return "it has a slash"
-    if "\n" in name or "\0" in name or _NOT_XML.search(name):
+    if "\n" in name or "\0" in name or NOT_XML.search(name):
         return "it has a control character"
     return None
 
 
 def machine_of(target: TargetGuest, uefi: UefiFirmware | None = None) -> str:
     """Return the machine as libvirt names it. Secure boot needs q35."""
-    return "q35" if _is_secure(target, uefi) else _MACHINES[target.guestcaps.machine]
+    return "q35" if _is_secure(target, uefi) else MACHINES[target.guestcaps.machine]
 
 
 def display_of(source: SourceGuest) -> str:
@@ -267,7 +265,7 @@ def _nic(devices: etree._Element, nic: Nic, caps: Guestcaps, host: Host) -> None
     if nic.mac:
         _add(interface, "mac", address=nic.mac)
     if not is_user:
-        _add(interface, "source").set(nic.vnet_type, _safe(nic.vnet))
+        _add(interface, "source").set(nic.vnet_type, xml_text(nic.vnet))
     _add(interface, "model", type=_NET_MODELS.get(caps.net_bus, _virtio_model(caps)))
 
 
@@ -313,10 +311,6 @@ def _virtio_model(caps: Guestcaps) -> str:
 def _add(
     parent: etree._Element, tag: str, text: str | None = None, **attributes: str
 ) -> etree._Element:
-    element = etree.SubElement(parent, tag, {k: _safe(v) for k, v in attributes.items()})
-    element.text = None if text is None else _safe(text)
+    element = etree.SubElement(parent, tag, {k: xml_text(v) for k, v in attributes.items()})
+    element.text = None if text is None else xml_text(text)
     return element
-
-
-def _safe(text: str) -> str:
-    return _NOT_XML.sub("_", text)

@@ -20,6 +20,7 @@ from v2v_async.events import Reporter
 from v2v_async.model import SourceDisk
 from v2v_async.options import OutputOptions
 from v2v_async.output import files
+from v2v_async.output.domain_xml import name_problem
 from v2v_async.process import ServerCommand
 from v2v_async.server import Servers
 from v2v_async.units import drive_letters, format_size
@@ -244,6 +245,19 @@ def _refuse_source(final: Path, disks: Sequence[SourceDisk]) -> None:
                         "is read from",
                         hint="write to another directory, or give another name: -on NAME",
                     )
+
+
+def check_name(name: str) -> None:
+    """Refuse a name that a domain or part of a file's name can't be.
+
+    Raises:
+        UsageError: it says why.
+    """
+    problem = name_problem(name)
+    if problem is not None:
+        raise UsageError(
+            f"{name!r} can't be the name of the new guest: {problem}", hint="give one: -on NAME"
+        )
 
 
 def parse_bool(option: str, value: str | None) -> bool:

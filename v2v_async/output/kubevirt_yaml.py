@@ -13,6 +13,7 @@ from typing import Any
 
 from v2v_async import __version__
 from v2v_async.model import Nic, SourceGuest, TargetGuest
+from v2v_async.output.domain_xml import MACHINES
 
 _LONGEST_NAME = 63  # a label of DNS (RFC 1123); a label's value in Kubernetes too
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
@@ -20,7 +21,6 @@ _NOT_IN_NAME = re.compile(r"[^a-z0-9]+")
 _NOT_IN_LABEL = re.compile(r"[^A-Za-z0-9._-]+")
 _MAC = re.compile(r"[0-9A-Fa-f]{2}(:[0-9A-Fa-f]{2}){5}")
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "s390x": "s390x"}
-_MACHINES = {"i440fx": "pc", "q35": "q35", "virt": "virt"}
 _MODELS = {"virtio-net": "virtio", "e1000": "e1000", "rtl8139": "rtl8139"}
 _POD_NETWORKS = ("default", "pod")
 # What Kubernetes itself gives a pod that names nothing is 30 s; Windows takes longer to shut down.
@@ -120,7 +120,7 @@ def _domain(target: TargetGuest, remarks: list[str]) -> dict[str, Any]:
         bootloader = {"efi": {"secureBoot": target.secure_boot, "persistent": True}}
         if target.secure_boot:
             features["smm"] = {"enabled": True}
-    machine = "q35" if target.secure_boot else _MACHINES[caps.machine]
+    machine = "q35" if target.secure_boot else MACHINES[caps.machine]
     if machine == "pc":
         remarks.append(
             "the guest wants the machine type ‘pc’, which KubeVirt refuses until "

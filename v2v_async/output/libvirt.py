@@ -40,8 +40,8 @@ from v2v_async.model import SourceGuest, TargetGuest
 from v2v_async.options import OutputOptions
 from v2v_async.output import files
 from v2v_async.output.contract import Output
-from v2v_async.output.domain_xml import TargetDisk, domain_xml, name_problem
-from v2v_async.output.file_disks import COMPRESSED_HELP, FileDisks
+from v2v_async.output.domain_xml import TargetDisk, domain_xml
+from v2v_async.output.file_disks import COMPRESSED_HELP, FileDisks, check_name
 from v2v_async.output.libvirt_host import Fitted, NetworkState, Place, ask_offer, fit, with_uuid
 from v2v_async.output.libvirt_pool import DEFAULT_POOL, find_pool, virsh
 from v2v_async.redact import redact
@@ -91,7 +91,7 @@ class LibvirtOutput(Output):
         storage = options.storage or DEFAULT_POOL
         disks = FileDisks.parse(replace(options, storage=storage), "-o libvirt")
         if options.name is not None:
-            _check_name(options.name)
+            check_name(options.name)
         return cls(options.connection, storage, disks, options.password)
 
     # Before the conversion.
@@ -111,7 +111,7 @@ class LibvirtOutput(Output):
     async def _check_guest(
         self, found: _Found, source: SourceGuest, name: str, reporter: Reporter
     ) -> None:
-        _check_name(name)
+        check_name(name)
         paths = found.disks.disk_paths(len(source.disks), name)
         await self._refuse_taken(found.connection, name, paths)
         found.disks.check_room(paths, source.disks, reporter)
@@ -328,14 +328,6 @@ class LibvirtOutput(Output):
 
     def _virsh(self, *words: str) -> str:
         return virsh(self.uri, *words)
-
-
-def _check_name(name: str) -> None:
-    problem = name_problem(name)
-    if problem is not None:
-        raise UsageError(
-            f"{name!r} can't be the name of the new guest: {problem}", hint="give one: -on NAME"
-        )
 
 
 def _rm(path: Path) -> str:

@@ -21,10 +21,9 @@ from pathlib import Path
 
 from v2v_async import __version__
 from v2v_async.model import Nic, SourceGuest, SourceRemovable, TargetGuest
-from v2v_async.output.domain_xml import TargetDisk
+from v2v_async.output.domain_xml import MACHINES, TargetDisk
 from v2v_async.output.uefi import UefiFirmware
 
-_MACHINES = {"i440fx": "pc", "q35": "q35", "virt": "virt"}
 _NET_DEVICES = {"virtio-net": "virtio-net-pci", "e1000": "e1000", "rtl8139": "rtl8139"}
 _PORTS_OF_AHCI = 6
 _X86 = ("x86_64", "i386", "i486", "i586", "i686")
@@ -134,7 +133,7 @@ def qemu_script(
     is_secure = target.firmware == "uefi" and (
         target.secure_boot or (uefi is not None and uefi.is_secure)
     )
-    machine = "q35" if is_secure else _MACHINES[caps.machine]
+    machine = "q35" if is_secure else MACHINES[caps.machine]
     settings = {
         "trial_machine": machine,
         "trial_console": {"x86_64": "ttyS0", "aarch64": "ttyAMA0"}.get(caps.arch, ""),

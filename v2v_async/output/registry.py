@@ -23,17 +23,6 @@ KINDS = {
 NOT_BUILT = ("glance", "openstack", "rhv-upload")
 """What virt-v2v(1) has besides, up to 2.10."""
 
-ALIASES = {
-    "disk": "local",
-    "osp": "openstack",
-    "rhosp": "openstack",
-    "ovirt": "rhv",
-    "rhev": "rhv",
-    "ovirt-upload": "rhv-upload",
-    "rhev-upload": "rhv-upload",
-}
-"""Other names for the same output, as virt-v2v has them."""
-
 
 def output_class(name: str) -> type[Output]:
     """Return the class of an output.
@@ -42,7 +31,6 @@ def output_class(name: str) -> type[Output]:
         UsageError: there is no such output.
         NotBuiltError: virt-v2v has it and this program does not yet.
     """
-    name = ALIASES.get(name, name)
     if name in NOT_BUILT:
         raise NotBuiltError(
             f"-o {name}",
@@ -50,7 +38,7 @@ def output_class(name: str) -> type[Output]:
         )
     place = KINDS.get(name)
     if place is None:
-        known = ", ".join(sorted({*KINDS, *NOT_BUILT, *ALIASES}))
+        known = ", ".join(sorted({*KINDS, *NOT_BUILT}))
         raise UsageError(f"-o {name}: there is no such output", hint=f"known are: {known}")
     module, _, class_name = place.partition(":")
     found: type[Output] = getattr(import_module(f"v2v_async.output.{module}"), class_name)

@@ -26,6 +26,7 @@ from v2v_async.input.checking import (
     check_each,
     check_file,
     check_uri,
+    image_format,
     with_disks,
     with_sizes,
 )
@@ -66,7 +67,7 @@ class DomainInput(Input):
         self._argument = options.arguments[0]
         self._connection = options.connection
         self._password = options.password
-        self._format = options.format
+        self._format: str | None = None
         self._overlay: OverlayKind | None = None
         self._domain: Domain | None = None
         self._checked: list[CheckedDisk] = []
@@ -83,13 +84,7 @@ class DomainInput(Input):
                 hint="it belongs to -i vmx, and to -i libvirt with -ic vpx:// or esx://",
             )
         self._overlay = overlay_option(f"-i {self.name}", self.option_help, options)
-        if self._format is not None:
-            self._format = FORMAT_ALIASES.get(self._format, self._format)
-            if self._format not in FORMATS:
-                raise UsageError(
-                    f"unknown format ‘-if {options.format}’",
-                    hint=f"the formats are: {', '.join([*FORMATS, *FORMAT_ALIASES])}",
-                )
+        self._format = image_format(options)
 
     @abstractmethod
     def _opened(

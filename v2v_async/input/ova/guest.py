@@ -46,7 +46,7 @@ from v2v_async.input.overlay import (
 from v2v_async.model import SourceGuest
 from v2v_async.options import InputOptions
 from v2v_async.server import Servers
-from v2v_async.v2vdir import V2VDir
+from v2v_async.v2vdir import V2VDir, default_parent
 
 _SUFFIXES = (".img", ".ova", ".qcow2", ".raw", ".vmdk", "-sda")
 """What virt-v2v takes off a file's name to get the guest's; only one of them."""
@@ -98,7 +98,7 @@ class OvaInput(Input):
         if self._seen == stamp and archive.is_packed:
             return  # nobody has changed it since it was looked at, which took its time
         self._seen = None
-        room = _room(Path(os.environ.get("TMPDIR") or "/var/tmp"))
+        room = _room(default_parent())
         work = Work()
         async with _unpacked(archive):
             await in_thread(partial(archive.survey, work, room), work, reporter)

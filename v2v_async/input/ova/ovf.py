@@ -328,21 +328,15 @@ class _Reader:
         Which controller comes first, only the order of the document tells.
         """
 
-        def address(place: int) -> int:
-            return int(value_of(items[place], "AddressOnParent") or 0)
-
+        addresses = [value_of(item, "AddressOnParent") or "" for item in items]
         places: dict[str, list[int]] = {}
         for place, item in enumerate(items):
             parent = value_of(item, "Parent")
-            if parent is not None and re.fullmatch(
-                r"[0-9]{1,9}", value_of(item, "AddressOnParent") or ""
-            ):
+            if parent is not None and re.fullmatch(r"[0-9]{1,9}", addresses[place]):
                 places.setdefault(parent, []).append(place)
         ordered = list(items)
         for mine in places.values():
-            by_address = sorted(
-                mine, key=lambda at: int(value_of(items[at], "AddressOnParent") or 0)
-            )
+            by_address = sorted(mine, key=lambda place: int(addresses[place]))
             for place, origin in zip(mine, by_address, strict=True):
                 ordered[place] = items[origin]
         return ordered

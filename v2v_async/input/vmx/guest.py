@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import posixpath
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import ClassVar, Self
@@ -16,7 +15,7 @@ from typing import ClassVar, Self
 from v2v_async import ssh
 from v2v_async.errors import SourceError, UsageError, V2VError
 from v2v_async.events import Reporter
-from v2v_async.input.checking import CheckedDisk, check_each, raise_problems, with_disks, with_sizes
+from v2v_async.input.checking import CheckedDisk, check_each, with_disks, with_sizes
 from v2v_async.input.contract import Input
 from v2v_async.input.overlay import (
     OVERLAY_HELP,
@@ -104,7 +103,8 @@ class VmxInput(Input):
             looks = [partial(self._look, disk) for disk in self._guest.disks]
             self._checked = await check_each(looks)
         else:
-            self._checked = await self._look_remotely(self._host, self._guest.disks)
+            there = [partial(self._look_there, self._host, disk) for disk in self._guest.disks]
+            self._checked = await check_each(there, fatal=(LoginError,))
 
     def _warn_of_locks(self, reporter: Reporter) -> None:
         if os.path.exists(f"{self._path}.lck"):
@@ -124,21 +124,11 @@ class VmxInput(Input):
         choose(self._overlay, checked.source)
         return checked
 
-    async def _look_remotely(self, host: SshHost, disks: Sequence[VmxDisk]) -> list[CheckedDisk]:
-        """Look at every disk; a login that fails ends it, since the others would fail alike."""
+    async def _look_there(self, host: SshHost, disk: VmxDisk) -> CheckedDisk:
         folder = posixpath.dirname(self._path)
-        checked: list[CheckedDisk] = []
-        problems: list[tuple[int, V2VError]] = []
-        for index, disk in enumerate(disks, 1):
-            path = posixpath.normpath(posixpath.join(folder, disk.file_name))
-            try:
-                checked.append(await check_remote_vmdk(host, path))
-                choose(self._overlay, checked[-1].source)
-            except LoginError:
-                raise
-            except V2VError as error:
-                problems.append((index, error))
-        raise_problems(problems)
+        path = posixpath.normpath(posixpath.join(folder, disk.file_name))
+        checked = await check_remote_vmdk(host, path)
+        choose(self._overlay, checked.source)
         return checked
 
     async def describe(self) -> SourceGuest:

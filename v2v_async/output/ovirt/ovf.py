@@ -16,7 +16,6 @@ docs/targets-ovirt.md lists where and why this differs.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -29,6 +28,7 @@ from v2v_async.model import TargetGuest
 from v2v_async.output.ovirt.meta import FORMATS
 from v2v_async.output.ovirt.operating_system import ovirt_system
 from v2v_async.units import GIB
+from v2v_async.xml_text import xml_text
 
 Flavour = Literal["ovirt", "rhvexp"]
 
@@ -50,9 +50,6 @@ _INTERFACES = {"virtio-blk": "VirtIO", "virtio-scsi": "VirtIO_SCSI", "ide": "IDE
 _NIC_MODELS = {"rtl8139": "1", "e1000": "2"}
 _VIRTIO_NIC = "3"
 _SOUND_CARDS = {"ac97": "ac97", "ich6": "ich6", "ich9": "ich9"}
-
-# What XML 1.0 can't hold, not even escaped.
-_NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +117,7 @@ class _Document:
         networks = self._section(self.root, "Network")
         _add(networks, "Info", "List of networks")
         for name in dict.fromkeys(nic.vnet for nic in self.target.nics):
-            _add(networks, "Network").set(f"{{{_OVF}}}name", _text(name))
+            _add(networks, "Network").set(f"{{{_OVF}}}name", xml_text(name))
         disks = self._section(self.root, "Disk")
         _add(disks, "Info", "List of Virtual Disks")
         for index, volume in self._numbered(volumes):
@@ -366,7 +363,7 @@ def _gib(size: int) -> int:
 
 def _add(parent: etree._Element, tag: str, text: str | None = None) -> etree._Element:
     element = etree.SubElement(parent, tag)
-    element.text = None if text is None else _text(text)
+    element.text = None if text is None else xml_text(text)
     return element
 
 
@@ -376,8 +373,4 @@ def _rasd(parent: etree._Element, tag: str, text: str | None = None) -> etree._E
 
 def _set_ovf(element: etree._Element, **attributes: str) -> None:
     for name, value in attributes.items():
-        element.set(f"{{{_OVF}}}{name}", _text(value))
-
-
-def _text(text: str) -> str:
-    return _NOT_XML.sub("_", text)
+        element.set(f"{{{_OVF}}}{name}", xml_text(value))
