@@ -73,7 +73,7 @@ def measure(
     try:
         for socket in sockets:
             while not socket.exists():
-                time.sleep(0.01)
+                time.sleep(0.01)  # nbdkit in the foreground tells in no other way that it is ready
         size = disk.stat().st_size
         share = size // connections
         with ThreadPoolExecutor(connections) as pool:

@@ -24,6 +24,7 @@ async def delaying(port: int, one_way_s: float) -> AsyncIterator[int]:
         async def deliver() -> None:
             while True:
                 due, chunk = await waiting.get()
+                # No waiting for something that happens: this is the delay.
                 await asyncio.sleep(max(0.0, due - loop.time()))
                 if not chunk:
                     sink.close()

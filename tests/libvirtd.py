@@ -1,11 +1,15 @@
-"""A real session libvirtd, as a user of its own: root can't have one, but can connect to it."""
+"""Real libvirtds: a session's, as a user of its own, and the system's, in namespaces of its own.
+
+Root can't have a session's daemon, but can connect to it. The system's has its files, its users and
+its networks for itself: nothing of the machine's is seen or changed, but for empty folders that are
+made where a machine without libvirt has none.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import pwd
-import shutil
 import signal
 import subprocess
 import time
@@ -14,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 USER = "nobody"
+BRIDGE = "v2v-br0"
+"""There is one in the network namespace of the system's daemon."""
 
 
 @contextlib.contextmanager
@@ -38,17 +44,86 @@ def session_libvirtd(folder: Path) -> Iterator[str]:
             os.chown(path, user.pw_uid, user.pw_gid)
         ids = [f"--reuid={user.pw_uid}", f"--regid={user.pw_gid}", "--clear-groups"]
         argv = ["setpriv", *ids, *argv]
-    log = (folder / "libvirtd.log").open("wb")
-    server = subprocess.Popen(
-        argv, env=environment, stdout=log, stderr=log, start_new_session=True, cwd="/"
-    )
     socket = runtime / "libvirt" / "libvirt-sock"
-    uri = f"qemu+unix:///session?socket={socket}"
+    with _running(folder, argv, environment, socket, "session") as uri:
+        yield uri
+
+
+_PRIVATE = (
+    *("/etc/libvirt", "/run/libvirt", "/var/cache/libvirt", "/var/lib/libvirt", "/var/log/libvirt"),
+    *("/var/lib/swtpm-localca", "/var/log/swtpm"),
+)
+_SYSTEM = """
+cd "$1"
+for folder in $2; do
+    mkdir -p "$folder" ".$folder"
+    mount --bind ".$folder" "$folder"
+done
+# Where it keeps the keys that vouch for its TPMs; Debian's swtpm runs as tss.
+if id tss >/dev/null 2>&1; then chown tss var/lib/swtpm-localca; fi
+cp /etc/passwd passwd
+cp /etc/group group
+grep -q ^libvirt-qemu: passwd || {
+    echo libvirt-qemu:x:64055:64055::/nonexistent:/usr/sbin/nologin >>passwd
+    echo libvirt-qemu:x:64055: >>group
+}
+mount --bind passwd /etc/passwd
+mount --bind group /etc/group
+# Without /dev/kvm: where that is there and of no use the daemon tries it again in every call.
+mkdir dev
+mount -t tmpfs tmpfs dev
+mkdir dev/net dev/pts dev/shm
+for node in full net/tun null ptmx random tty urandom zero; do
+    if [ -e "/dev/$node" ]; then cp -a "/dev/$node" "dev/$node"; fi
+done
+mount --rbind /dev/pts dev/pts
+ln -s /proc/self/fd dev/fd
+mount --rbind dev /dev
+ip link set lo up
+ip link add "$3" type bridge
+ip link set "$3" up
+exec libvirtd --timeout 900 --config "$1/libvirtd.conf"
+"""
+
+
+@contextlib.contextmanager
+def system_libvirtd(folder: Path) -> Iterator[str]:
+    """Run the system's libvirtd with all its state in ``folder``; yield the URI. Root only.
+
+    Every guest that it started is gone at the end.
+    """
+    folder.chmod(0o711)  # qemu runs as a user of its own
+    sockets = folder / "sockets"
+    sockets.mkdir()
+    (folder / "libvirtd.conf").write_text(f'unix_sock_dir = "{sockets}"\n')
+    configuration = folder / "etc" / "libvirt" / "qemu.conf"
+    configuration.parent.mkdir(parents=True)
+    # No virtlogd to write logs, and neither cgroups nor /dev of its own: a container may have none.
+    configuration.write_text('stdio_handler = "file"\ncgroup_controllers = []\nnamespaces = []\n')
+    environment = {"PATH": os.environ["PATH"] + ":/usr/sbin:/sbin", "LC_ALL": "C.UTF-8"}
+    argv = ["unshare", "--mount", "--net", "--propagation", "private"]
+    argv += ["sh", "-ec", _SYSTEM, "sh", str(folder), " ".join(_PRIVATE), BRIDGE]
+    socket = sockets / "libvirt-sock"
+    with _running(folder, argv, environment, socket, "system") as uri:
+        yield uri
+
+
+@contextlib.contextmanager
+def _running(
+    folder: Path, argv: list[str], environment: dict[str, str], socket: Path, kind: str
+) -> Iterator[str]:
+    """Run a daemon that will listen on ``socket``; yield its URI. Its guests end with it."""
+    uri = f"qemu+unix:///{kind}?socket={socket}"
+    with (folder / "libvirtd.log").open("wb") as log:
+        server = subprocess.Popen(
+            argv, env=environment, stdout=log, stderr=log, start_new_session=True, cwd="/"
+        )
     try:
         end = time.monotonic() + 60
         while not socket.exists():
             assert server.poll() is None, (folder / "libvirtd.log").read_text()
             assert time.monotonic() < end
+            # It tells nobody that it listens; systemd, whom it would tell, did not start it.
             time.sleep(0.05)
         yield uri
         with connection(uri) as libvirt:
@@ -63,7 +138,6 @@ def session_libvirtd(folder: Path) -> Iterator[str]:
         except subprocess.TimeoutExpired:
             os.killpg(server.pid, signal.SIGKILL)
             server.wait()
-        log.close()
 
 
 @contextlib.contextmanager
@@ -76,9 +150,3 @@ def connection(uri: str) -> Iterator[Any]:
         yield opened
     finally:
         opened.close()
-
-
-def is_there() -> bool:
-    """Whether this machine can run one."""
-    path = os.environ["PATH"] + ":/usr/sbin"
-    return all(shutil.which(name, path=path) for name in ("libvirtd", "qemu-system-x86_64"))

@@ -89,7 +89,7 @@ class Sshd:
         while not self._listens():
             if self.listener.poll() is not None or time.monotonic() > end:
                 raise AssertionError(f"sshd: {self.log()}")
-            time.sleep(0.02)
+            time.sleep(0.02)  # in the foreground it has no way to tell that it listens
 
     def kill(self) -> None:
         """Kill it and all its sessions."""

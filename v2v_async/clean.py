@@ -65,7 +65,7 @@ async def _clean_one(
         # What is on a server needs its login, which is not kept.
         reporter.warning(
             f"the run may have left the {made.kind} ‘{made.name}’"
-            + (f"; remove it with: {made.undo}" if made.undo else "")
+            + (f"; undo it with: {made.undo}" if made.undo else "")
         )
     if keep_logs:
         v2vdir.keep_only_logs()

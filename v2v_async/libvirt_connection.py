@@ -11,14 +11,13 @@ import asyncio
 import shlex
 import threading
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal, TypeVar, cast
 from urllib.parse import urlsplit
 
 import anyio
-from lxml import etree
 
 from v2v_async.errors import DependencyError, SourceError, TargetError
 from v2v_async.redact import redact
@@ -36,6 +35,7 @@ _VOLUME_KINDS = ("file", "block", "dir", "network", "netdir", "ploop")
 _SHOWN_NAMES = 10
 
 _T = TypeVar("_T")
+_C = TypeVar("_C", bound="LibvirtConnection")
 Activity = Literal["off", "running", "paused", "shutting down", "suspended"]
 
 
@@ -50,20 +50,6 @@ class Side:
 
 SOURCE = Side(SourceError, "-ic", "-ip")
 TARGET = Side(TargetError, "-oc", "-op")
-
-
-@dataclass(frozen=True, slots=True)
-class FoundPool:
-    """A storage pool. ``kind`` is libvirt's: dir, netfs, logical …; ``path``: its target, if any.
-
-    Only an active pool has a certain path.
-    """
-
-    name: str
-    uuid: str
-    kind: str
-    path: str | None
-    is_active: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +72,7 @@ class FoundVolume:
 
 
 @cache
-def _libvirt() -> Any:
+def libvirt_module() -> Any:
     """Import the bindings, and keep libvirt from printing errors: they are raised as well.
 
     Raises:
@@ -110,9 +96,9 @@ def is_remote(uri: str | None) -> bool:
 
 
 class LibvirtConnection:
-    """An open connection; made by :func:`connected`."""
+    """An open connection; made by :func:`connected`, or by :func:`connected_as` as a subclass."""
 
-    def __init__(self, raw: Any, shown: str, side: Side = SOURCE) -> None:
+    def __init__(self, raw: Any, shown: str, side: Side) -> None:
         self._raw = raw
         self._side = side
         self.shown = shown
@@ -121,8 +107,19 @@ class LibvirtConnection:
         self._calls = 0
         self._is_closing = False
 
-    async def _ask(self, call: Callable[[], _T], what: str, *, hint: str | None = None) -> _T:
-        return await _call(lambda: self._run(call), what, hint=hint, error=self._side.error)
+    async def _ask(
+        self,
+        call: Callable[[], _T],
+        what: str,
+        *,
+        hint: str | None = None,
+        timeout_s: float = CALL_TIMEOUT_S,
+    ) -> _T:
+        """Return what ``call`` does; ``what`` (can't be done) begins the message of an error."""
+        error = self._side.error
+        return await _call(
+            lambda: self._run(call), what, hint=hint, timeout_s=timeout_s, error=error
+        )
 
     def _run(self, call: Callable[[], _T]) -> _T:
         """Call, in a thread; the last call of a connection that was given up closes it."""
@@ -159,7 +156,7 @@ class LibvirtConnection:
         return await self._ask(lambda: self._domain(name), f"the guest ‘{name}’ can't be read")
 
     def _domain(self, name: str) -> FoundDomain:
-        libvirt = _libvirt()
+        libvirt = libvirt_module()
         domain = self._look_up(name)
         activities: dict[int, Activity] = {
             libvirt.VIR_DOMAIN_RUNNING: "running",
@@ -180,7 +177,7 @@ class LibvirtConnection:
         )
 
     def _look_up(self, name: str) -> Any:
-        libvirt = _libvirt()
+        libvirt = libvirt_module()
         # One that has the name goes before one that has it as UUID.
         for look_up in (self._raw.lookupByName, self._raw.lookupByUUIDString):
             try:
@@ -217,145 +214,22 @@ class LibvirtConnection:
         kind = _VOLUME_KINDS[number] if number < len(_VOLUME_KINDS) else str(number)
         return FoundVolume(str(volume.path()), kind, str(volume.XMLDesc(0)).encode())
 
-    async def has_domain(self, name: str) -> bool:
-        """Whether a domain of this name is there, active or not."""
-        libvirt = _libvirt()
 
-        def look_up() -> bool:
-            return self._found(lambda: self._raw.lookupByName(name), libvirt.VIR_ERR_NO_DOMAIN)
-
-        return await self._ask(look_up, f"{self.shown} does not say whether ‘{name}’ is there")
-
-    async def pools(self) -> list[FoundPool]:
-        """Return all storage pools, active or not."""
-
-        def read() -> list[FoundPool]:
-            found = []
-            for pool in self._raw.listAllStoragePools(0):
-                # One that was removed meanwhile is none.
-                with suppress(_libvirt().libvirtError):
-                    found.append(_found_pool(pool))
-            return found
-
-        return await self._ask(read, f"the storage pools of {self.shown} can't be listed")
-
-    async def refresh_pool(self, uuid: str) -> None:
-        """Have libvirt look at what is in a pool."""
-        await self._ask(
-            lambda: self._raw.storagePoolLookupByUUIDString(uuid).refresh(0),
-            "the storage pool can't be refreshed",
-        )
-
-    async def has_volume(self, pool_uuid: str, name: str) -> bool:
-        """Whether a pool, as it was last refreshed, has this volume."""
-
-        def look_up() -> bool:
-            pool = self._raw.storagePoolLookupByUUIDString(pool_uuid)
-            return self._found(
-                lambda: pool.storageVolLookupByName(name), _libvirt().VIR_ERR_NO_STORAGE_VOL
-            )
-
-        return await self._ask(look_up, f"the volume ‘{name}’ can't be looked up")
-
-    async def capabilities(self) -> bytes:
-        """Return the XML of what the host can run."""
-        what = f"{self.shown} does not tell what it can run"
-        return await self._ask(lambda: str(self._raw.getCapabilities()).encode(), what)
-
-    async def domain_capabilities(self, arch: str, machine: str, type_: str) -> bytes | None:
-        """Return the XML of what such a domain can have; None where no such domain can be."""
-
-        def read() -> bytes | None:
-            try:
-                return str(self._raw.getDomainCapabilities(None, arch, machine, type_, 0)).encode()
-            except _libvirt().libvirtError as error:
-                if error.get_error_code() in (
-                    _libvirt().VIR_ERR_INVALID_ARG,
-                    _libvirt().VIR_ERR_CONFIG_UNSUPPORTED,
-                ):
-                    return None
-                raise
-
-        return await self._ask(read, f"{self.shown} does not tell what {arch} guests can have")
-
-    async def network_is_active(self, name: str) -> bool | None:
-        """Whether a network is active; None where there is no such network."""
-        libvirt = _libvirt()
-
-        def look_up() -> bool | None:
-            try:
-                return bool(self._raw.networkLookupByName(name).isActive())
-            except libvirt.libvirtError as error:
-                if error.get_error_code() in (
-                    libvirt.VIR_ERR_NO_NETWORK,
-                    libvirt.VIR_ERR_NO_SUPPORT,
-                ):
-                    return None
-                raise
-
-        return await self._ask(look_up, f"the network ‘{name}’ can't be looked up")
-
-    async def is_session(self) -> bool:
-        """Whether this is a user's own daemon, which has no more rights than the user."""
-        what = f"{self.shown} does not tell its URI"
-        uri = await self._ask(lambda: str(self._raw.getURI()), what)
-        return urlsplit(uri).path.rstrip("/").endswith("/session")
-
-    async def define(self, xml: bytes) -> None:
-        """Define a domain.
-
-        A call that is cancelled or takes too long may still make it: look with :meth:`undefine`.
-        """
-        await self._ask(
-            lambda: self._raw.defineXML(xml.decode()),
-            f"{self.shown} does not define the new guest",
-        )
-
-    async def undefine(self, uuid: str) -> bool:
-        """Remove a domain that is off, and its firmware's variables; False where there is none."""
-        libvirt = _libvirt()
-
-        def remove() -> bool:
-            try:
-                domain = self._raw.lookupByUUIDString(uuid)
-            except libvirt.libvirtError as error:
-                if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
-                    return False
-                raise
-            domain.undefineFlags(libvirt.VIR_DOMAIN_UNDEFINE_NVRAM)
-            return True
-
-        return await self._ask(remove, f"the guest {uuid} can't be undefined")
-
-    @staticmethod
-    def _found(look_up: Callable[[], object], absent: int) -> bool:
-        try:
-            look_up()
-        except _libvirt().libvirtError as error:
-            if error.get_error_code() == absent:
-                return False
-            raise
-        return True
-
-
-def _found_pool(pool: Any) -> FoundPool:
-    root = etree.fromstring(str(pool.XMLDesc(0)).encode(), etree.XMLParser(resolve_entities=False))
-    return FoundPool(
-        name=str(pool.name()),
-        uuid=str(pool.UUIDString()),
-        kind=root.get("type", ""),
-        path=root.findtext("target/path"),
-        is_active=bool(pool.isActive()),
-    )
+def connected(
+    uri: str | None, password: Secret | None = None
+) -> AbstractAsyncContextManager[LibvirtConnection]:
+    """Have a connection to where a source is for the duration of a block; see below."""
+    return connected_as(LibvirtConnection, uri, password, SOURCE)
 
 
 @asynccontextmanager
-async def connected(
-    uri: str | None, password: Secret | None = None, side: Side = SOURCE
-) -> AsyncIterator[LibvirtConnection]:
+async def connected_as(
+    kind: type[_C], uri: str | None, password: Secret | None, side: Side
+) -> AsyncIterator[_C]:
     """Have a connection for the duration of a block; ``uri`` None: libvirt's own choice.
 
-    ``side`` says which error is raised, here and by the connection's methods.
+    ``kind`` says what can be asked. ``side`` says which error is raised, here and by the
+    connection's methods.
 
     Raises:
         DependencyError: the bindings are not installed.
@@ -370,7 +244,7 @@ async def connected(
         timeout_s=CONNECT_TIMEOUT_S,
         error=side.error,
     )
-    connection = LibvirtConnection(raw, shown, side)
+    connection = kind(raw, shown, side)
     try:
         yield connection
     finally:
@@ -399,7 +273,7 @@ def refuse_active(found: FoundDomain, uri: str | None) -> None:
 
 
 def _open(uri: str | None, password: Secret | None, side: Side) -> Any:
-    libvirt = _libvirt()
+    libvirt = libvirt_module()
     asked_password: list[bool] = []
     user = urlsplit(uri or "").username
 
@@ -432,7 +306,7 @@ def _open(uri: str | None, password: Secret | None, side: Side) -> Any:
 
 
 def _close(raw: Any) -> None:
-    with suppress(_libvirt().libvirtError):
+    with suppress(libvirt_module().libvirtError):
         raw.close()
 
 
@@ -472,7 +346,7 @@ async def _call(
     error: type[SourceError] | type[TargetError] = SourceError,
 ) -> _T:
     """Run ``call`` in a thread; ``what`` (can't be done) begins the message of what it raises."""
-    libvirt = _libvirt()
+    libvirt = libvirt_module()
     try:
         with anyio.fail_after(timeout_s):
             return await _in_thread(call)

@@ -103,7 +103,7 @@ PLUGINS: dict[str, tuple[bool, str, Package]] = {
     "ssh": (False, "-it ssh, xen+ssh", Package("nbdkit", "nbdkit-ssh-plugin")),
     # Debian builds nbdkit without it.
     "vddk": (False, "-it vddk", Package("", "nbdkit-vddk-plugin")),
-    "python": (False, "tests", Package("nbdkit-plugin-python", "nbdkit-python-plugin")),
+    "python": (False, "-o rhv-upload", Package("nbdkit-plugin-python", "nbdkit-python-plugin")),
 }
 FILTER_PACKAGE = Package("nbdkit", "nbdkit-basic-filters")
 FILTERS: dict[str, tuple[bool, str]] = {

@@ -98,6 +98,14 @@ async def test_the_same_guest(phony_guest: Path, short_tmp: Path) -> None:
         check=False,
     )
     assert theirs.returncode == 0, theirs.stderr.decode()
+    # What test_output_directories.py expects of ours: the umask alone says who may read them.
+    umask = os.umask(0o077)
+    os.umask(umask)
+    made = {path.name: path.stat() for path in their_directory.iterdir()}
+    assert {name: status.st_mode & 0o777 for name, status in made.items()} == dict.fromkeys(
+        ("system-sda", "system.xml"), 0o666 & ~umask
+    )
+    assert {status.st_uid for status in made.values()} == {os.geteuid()}
 
     v2vdir = V2VDir.create(short_tmp)
     events: list[Event] = []

@@ -13,7 +13,7 @@ import signal
 import subprocess
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -97,11 +97,20 @@ def password_file(folder: Path) -> Path:
     return path
 
 
+def left_by_cookie_script(vcenter: VCenter) -> list[Path]:
+    """Return nbdkit's files in /tmp that name this server: other tests have theirs there."""
+    found = []
+    for path in Path("/tmp").glob("errors??????"):
+        with suppress(FileNotFoundError):
+            if f":{vcenter.port}’" in path.read_text(errors="replace"):
+                found.append(path)
+    return found
+
+
 def converted(place: Place, vcenter: VCenter, *argv: str) -> Spy:
     """Convert the guest, and check everything that the kinds of sources have in common."""
     (disk,) = vcenter.guest.disks
     before = digest(disk)
-    errors = set(Path("/tmp").glob("errors??????"))
     events = place.folder / "events.jsonl"
     with Spy(place.tmp) as spy:
         done = place.run(
@@ -114,7 +123,7 @@ def converted(place: Place, vcenter: VCenter, *argv: str) -> Spy:
     assert {path.name for path in place.out.iterdir()} == {f"{NAME}-sda", f"{NAME}.xml"}
     assert list(place.tmp.iterdir()) == []
     domain_is_accepted(place.out / f"{NAME}.xml")
-    assert set(Path("/tmp").glob("errors??????")) == errors  # of nbdkit's cookie-script
+    assert left_by_cookie_script(vcenter) == []
     assert spy.looked > 3
     assert spy.processes == set()
     assert not tells(events)

@@ -15,14 +15,14 @@ from typing import Any
 import pytest
 
 from tests import libvirtd
-from tests.conftest import IS_CI, program
+from tests.conftest import program, require
 from tests.e2e.test_against_virt_v2v import ALLOWED, differences
 from tests.integration.servers import digest
 from v2v_async.events import Event, Reporter
 from v2v_async.guest import convert_guest
 from v2v_async.input.registry import parse_input
-from v2v_async.libvirt_connection import LibvirtConnection
 from v2v_async.options import ConvertOptions, GuestOptions, InputOptions, OutputOptions
+from v2v_async.output.libvirt_calls import TargetConnection
 
 pytestmark = pytest.mark.appliance
 
@@ -70,10 +70,7 @@ WANTED: tuple[tuple[str, str], ...] = (
 @pytest.fixture
 def host(short_tmp: Path) -> Iterator[tuple[str, Path]]:
     """A session libvirtd with the pool ``images``: its URI, and the pool's directory."""
-    if not libvirtd.is_there():
-        if IS_CI:
-            pytest.fail("not installed: libvirtd")
-        pytest.skip("not installed: libvirtd")
+    require("libvirtd", "qemu-system-x86_64")
     with libvirtd.session_libvirtd(short_tmp) as uri, libvirtd.connection(uri) as libvirt:
         pool = short_tmp / "pool"
         pool.mkdir()
@@ -106,13 +103,13 @@ async def test_defined_and_started(
     disk = phony_guest / "system.img"
     before = (digest(disk), disk.stat().st_mtime_ns)
     sent: list[bytes] = []
-    define = LibvirtConnection.define
+    define = TargetConnection.define
 
-    async def noting(self: LibvirtConnection, xml: bytes) -> None:
+    async def noting(self: TargetConnection, xml: bytes) -> None:
         sent.append(xml)
         await define(self, xml)
 
-    monkeypatch.setattr(LibvirtConnection, "define", noting)
+    monkeypatch.setattr(TargetConnection, "define", noting)
     events: list[Event] = []
     options = GuestOptions(
         InputOptions("disk", (str(disk),)),

@@ -81,5 +81,6 @@ def wait_for_marker(log: Path, pid: int, started: int) -> str:
         assert is_same(pid, started), f"qemu ended: {console[-2000:]}"
         assert "(initramfs)" not in console, console[-2000:]
         assert time.monotonic() < end, f"no marker: {console[-2000:]}"
+        # A file that grows wakes nobody; the guest takes a minute, half a second is no loss.
         time.sleep(0.5)
     return console

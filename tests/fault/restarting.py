@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 import socket as sockets
 import subprocess
@@ -124,9 +125,23 @@ class Restarting:
             self._process.kill()
             self._process.wait()
 
+    def clients(self) -> int:
+        """Return how many connections it has: its sockets but for the one it listens on."""
+        if self._process is None:
+            return 0
+        found = 0
+        with suppress(OSError):  # it has just ended
+            for each in Path(f"/proc/{self._process.pid}/fd").iterdir():
+                with suppress(OSError):
+                    found += os.readlink(each).startswith("socket:")
+        return max(0, found - 1)
+
     async def up(self) -> None:
-        """Wait until a kept one is there."""
-        while not self.is_alive or not self._is_up.is_set():
+        """Wait until a kept one is there, and has seen that its last client has gone.
+
+        Which it may die of: nbdkit 1.32 aborts.
+        """
+        while not self.is_alive or not self._is_up.is_set() or self.clients():
             await asyncio.sleep(_POLL_S)
 
     def stop(self) -> None:

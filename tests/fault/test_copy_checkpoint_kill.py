@@ -20,18 +20,30 @@ from tests.integration.servers import MIB, digest
 
 pytestmark = pytest.mark.anyio
 
-SIZE = 32 * MIB  # eight chunks, each of which may be remembered by itself
+SIZE = 40 * MIB  # ten chunks, each of which may be remembered by itself
 # Two chunks of 4 MiB at a time, so that what is remembered grows by steps of 8.
 SLOWLY = ("--bandwidth=12MB/s", "--connections=2")
 # What takes seconds is remembered every tenth of one; a write beyond the limit fails as on a full
 # file system.
+# ``most``: bytes of data after which it stands still, so that it can't end before it is killed, be
+# the test as slow as it may.
 _PROGRAM = """
 import resource, signal, sys
-from v2v_async.copy import remembering
+from v2v_async.copy import remembering, throttle
 remembering.Memory.interval_s = 0.1
-limit = int(sys.argv.pop(1))
+limit, most = int(sys.argv.pop(1)), int(sys.argv.pop(1))
 if limit >= 0:
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+if most >= 0:
+    take, taken = throttle.Throttle.take, []
+    def take_some(self, length, who=None):
+        if sum(taken) + length > most:
+            return throttle.MAX_WAIT_S
+        seconds = take(self, length, who)
+        if not seconds:
+            taken.append(length)
+        return seconds
+    throttle.Throttle.take = take_some
 from v2v_async.cli.main import main
 sys.exit(main())
 """
@@ -47,14 +59,17 @@ class Copier:
 
     @contextmanager
     def running(
-        self, *options: str, limit: int = -1, events: str = "events"
+        self, *options: str, limit: int = -1, most: int = -1, events: str = "events"
     ) -> Iterator[subprocess.Popen[str]]:
         """Have one running; it is gone at the end."""
         words = [f"--checkpoint={self.checkpoint}", "--digest"]
         if limit < 0:
             words.append(f"--events={self.folder / events}")
         process = subprocess.Popen(
-            [sys.executable, "-c", _PROGRAM, str(limit), "copy", *words, *options, *self._words],
+            [
+                *(sys.executable, "-c", _PROGRAM, str(limit), str(most)),
+                *("copy", *words, *options, *self._words),
+            ],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -72,9 +87,14 @@ class Copier:
             out, err = process.communicate(timeout=120)
         return subprocess.CompletedProcess([], process.returncode, out, err)
 
-    def run_until(self, condition: Callable[[], bool]) -> None:
-        """Run one slowly, and kill it when something is so."""
-        with self.running(*SLOWLY) as process:
+    def run_until(self, part: int) -> None:
+        """Run one slowly, and kill it when so many MiB are remembered (0: when it has begun)."""
+
+        def condition() -> bool:
+            return self.remembered >= part * MIB if part else self.has_begun()
+
+        # Two chunks may be there in part. What is there already is read for the digest.
+        with self.running(*SLOWLY, most=(part + 8) * MIB) as process:
             self.wait(condition, process)
             process.kill()
             process.wait()
@@ -93,16 +113,17 @@ class Copier:
         except FileNotFoundError:
             return False
 
-    def remembers(self, least: int) -> bool:
-        """Whether ``least`` bytes of the disk are known to be durable."""
+    @property
+    def remembered(self) -> int:
+        """How many bytes of the disk are known to be durable."""
         try:
             record = json.loads((self.checkpoint / "disk-1.json").read_text())["record"]
         except FileNotFoundError:
-            return False
+            return 0
         # Distances: to a range, over it, to the next one, ….
         steps: list[int] = record["done"]["steps"]
         done: int = sum(steps[1::2]) * record["done"]["unit"]
-        return done >= least
+        return done
 
     @property
     def last(self) -> dict[str, Any]:
@@ -162,7 +183,7 @@ async def test_a_killed_copy_goes_on(
     async with one, two:
         ends = (str(source), str(target)) if kind == "local" else (one.uri, two.uri)
         copier = Copier(short_tmp, *ends)
-        copier.run_until((lambda: copier.remembers(part * MIB)) if part else copier.has_begun)
+        copier.run_until(part)
         if kind == "forgets":
             two.kill()
         await both_up(one, two)
@@ -182,7 +203,7 @@ async def test_killed_again_and_again(short_tmp: Path, source: Path, target: Pat
     async with one, two:
         copier = Copier(short_tmp, one.uri, two.uri)
         for part in (4, 12, 20):
-            copier.run_until(lambda part=part: copier.remembers(part * MIB))  # type: ignore[misc]
+            copier.run_until(part)
             two.kill()
             await both_up(one, two)
         done = copier.run("--verify")
@@ -227,7 +248,7 @@ async def test_what_does_not_fit_is_refused(
     one, two = served(short_tmp, source, target)
     async with one, two:
         copier = Copier(short_tmp, one.uri, two.uri)
-        copier.run_until(lambda: copier.remembers(8 * MIB))
+        copier.run_until(8)
         await both_up(one, two)
         if change is not None:
             change(source, target)
@@ -235,7 +256,7 @@ async def test_what_does_not_fit_is_refused(
         done = copier.run(*options)
     assert done.returncode == 1
     assert digest(target) == before
-    assert copier.remembers(8 * MIB)
+    assert copier.remembered >= 8 * MIB
     for text in [*said, f"remove {copier.checkpoint} to begin again"]:
         assert text in done.stderr
 
@@ -245,7 +266,7 @@ async def test_a_folder_in_use_is_refused(short_tmp: Path, source: Path, target:
     async with one, two:
         copier = Copier(short_tmp, one.uri, two.uri)
         with copier.running(*SLOWLY, events="first") as first:
-            copier.wait(lambda: copier.remembers(1), first)
+            copier.wait(lambda: copier.remembered > 0, first)
             second = copier.run()
             assert second.returncode == 1
             assert f"another run (process {first.pid}) is using" in second.stderr

@@ -21,6 +21,7 @@ from v2v_async.errors import (
     TargetError,
     UsageError,
     V2VError,
+    most_telling,
 )
 from v2v_async.events import Bytes, Emit, Event, Reporter
 from v2v_async.options import Copier, CopyOptions
@@ -29,7 +30,7 @@ from v2v_async.v2vdir import V2VDir
 
 pytestmark = pytest.mark.anyio
 COPIERS: tuple[Copier, ...] = ("nbdcopy", "qemu-img")
-SLOW = ("size=1G", "rdelay=20ms")
+SLOW = ("size=64G", "rdelay=20ms")
 
 
 @pytest.fixture(autouse=True)
@@ -104,15 +105,21 @@ async def test_a_server_killed_in_mid_copy(short_tmp: Path, copier: Copier, vict
     with pytest.raises(ServerExitedError, match=f"{victim} .*SIGKILL"):
         async with running_servers(V2VDir(short_tmp)) as servers:
             one = await serve(servers, "in1", short_tmp, "pattern", *SLOW, filters=("delay",))
-            two = await serve(servers, "out1", short_tmp, "null", "size=1G")
-            async with anyio.create_task_group() as group:
-                group.start_soon(copy, nbd(one.endpoint), nbd(two.endpoint), copier, events.append)
-                await _connected(copier, short_tmp)
-                dies = one if victim == "in1" else two
-                os.kill(dies.process.pid, signal.SIGKILL)
+            two = await serve(servers, "out1", short_tmp, "null", "size=64G")
+            dies, other = (one, two) if victim == "in1" else (two, one)
+            other.is_stopping = True  # nbdkit 1.32 aborts when a client vanishes
+            try:
+                async with anyio.create_task_group() as group:
+                    group.start_soon(
+                        copy, nbd(one.endpoint), nbd(two.endpoint), copier, events.append
+                    )
+                    await _connected(copier, short_tmp)
+                    os.kill(dies.process.pid, signal.SIGKILL)
+            except BaseExceptionGroup as several:  # as the engine does (copy/engine.py)
+                raise most_telling(several) from None
     assert events[-1].type in ("failed", "cancelled")
     assert events[-1].bytes is not None
-    assert events[-1].bytes.landed < 1 << 30
+    assert events[-1].bytes.landed < 64 << 30
 
 
 @pytest.mark.parametrize("copier", COPIERS)
@@ -121,6 +128,7 @@ async def test_a_copier_that_is_killed_is_a_failed_disk(short_tmp: Path, copier:
     caught: list[V2VError] = []
     async with running_servers(V2VDir(short_tmp)) as servers:
         one = await serve(servers, "in1", short_tmp, "pattern", *SLOW, filters=("delay",))
+        one.is_stopping = True  # nbdkit 1.32 aborts when a client vanishes
 
         async def fails() -> None:
             with pytest.raises(CopyError, match="killed by SIGKILL") as failure:
@@ -149,7 +157,7 @@ async def test_a_cancelled_copy_leaves_no_process(short_tmp: Path, copier: Copie
         assert not _programs(copier, short_tmp)
     assert events[-1].type == "cancelled"
     assert events[-1].bytes is not None
-    assert events[-1].bytes.landed < 1 << 30
+    assert events[-1].bytes.landed < 64 << 30
 
 
 @pytest.mark.parametrize("how", ["cancelled", "killed"])
@@ -176,7 +184,7 @@ async def test_servers_of_nbdcopy_go_with_it(short_tmp: Path, how: str) -> None:
             group.cancel_scope.cancel()
         else:
             os.kill(_programs("nbdcopy", short_tmp)[0], signal.SIGKILL)
-    assert_gone(mark, within_s=2)
+    assert_gone(mark)
     assert events[-1].type == ("cancelled" if how == "cancelled" else "failed")
 
 

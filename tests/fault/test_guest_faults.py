@@ -297,7 +297,7 @@ async def test_a_target_file_system_that_is_full(place: Place) -> None:
         ({"storage": "/nonexistent/x"}, (TargetError, UsageError), "/nonexistent/x"),
         ({"storage": "/etc/hostname"}, (TargetError, UsageError), "not a directory"),
         ({"mode": "tape"}, UsageError, "there is no such output"),
-        ({"mode": "glance"}, V2VError, "not built"),
+        ({"mode": "openstack", "storage": None}, UsageError, "server-id"),
         ({"format": "vdi"}, UsageError, "vdi"),
         ({"format": "raw", "options": (("compressed", None),)}, UsageError, "compressed"),
         ({"name": "../x"}, (UsageError, TargetError), "x"),
@@ -343,9 +343,11 @@ def test_either_overlay_keeps_the_source(place: Place, overlay: str) -> None:
     place.disks = place.disks[:1]
     place.before = place.before[:1]
     argv = ["-i", "disk", str(place.disks[0]), "-io", f"overlay={overlay}", "-o", "null"]
+    # With the cache of the machine, which knows whether KVM works: it would start a kernel to see.
+    environment = {name: value for name, value in os.environ.items() if name != "V2V_ASYNC_CACHE"}
     done = subprocess.run(
         [*program("virt-v2v-async"), *argv],
-        env={**os.environ, "TMPDIR": str(place.tmp)},
+        env={**environment, "TMPDIR": str(place.tmp)},
         capture_output=True,
         text=True,
     )

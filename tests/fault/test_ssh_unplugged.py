@@ -68,7 +68,7 @@ async def test_a_host_that_comes_back(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The retry filter logs in again; a connection that was there never hears of it."""
-    monkeypatch.setattr(ssh_files, "RETRY_PARAMETERS", ("retries=5", "retry-delay=1"))
+    monkeypatch.setattr(ssh_files, "RETRY", {"retry": ("retries=5", "retry-delay=1")})
     again: list[threading.Timer] = []
 
     def pull() -> None:
@@ -96,7 +96,7 @@ async def test_a_host_that_comes_back(
 async def test_a_host_that_stays_away(
     short_tmp: Path, sshd: Sshd, vmx: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ssh_files, "RETRY_PARAMETERS", ("retries=1", "retry-delay=1"))
+    monkeypatch.setattr(ssh_files, "RETRY", {"retry": ("retries=1", "retry-delay=1")})
     watch = Watch(sshd.kill, landed=SIZE // 4)
     copying = CopyOptions(bandwidth=SIZE // 2, connections=2, retries=1)
     async with served(short_tmp, options(sshd, vmx)) as (v2vdir, guest):
@@ -114,7 +114,7 @@ async def test_a_host_that_stays_away(
 async def test_a_host_that_goes_between_the_check_and_the_start(
     short_tmp: Path, sshd: Sshd, vmx: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ssh_files, "RETRY_PARAMETERS", ("retries=1", "retry-delay=1"))
+    monkeypatch.setattr(ssh_files, "RETRY", {"retry": ("retries=1", "retry-delay=1")})
     source = parse_input(options(sshd, vmx))
     check = type(source).check
 

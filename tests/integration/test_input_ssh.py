@@ -360,6 +360,12 @@ async def test_disks_of_xen_that_can_not_be_read(short_tmp: Path) -> None:
     subprocess.run(
         ["qemu-img", "create", "-q", "-f", "qcow2", "-o", data, str(split), "1M"], check=True
     )
+    # To qemu's driver any text is a descriptor, and one may name any file of this machine.
+    esxi_disk(short_tmp)
+    (short_tmp / "text.vmdk").write_text(
+        'version=1\nCID=fffffffe\nparentCID=ffffffff\ncreateType="monolithicFlat"\n'
+        'RW 1 FLAT "/etc/services" 0\n'
+    )
     disks = (
         disk_xml(base, "xvda"),
         disk_xml(Path("/dev/zero"), "xvdb", kind="block"),
@@ -367,17 +373,21 @@ async def test_disks_of_xen_that_can_not_be_read(short_tmp: Path) -> None:
         disk_xml(top, "xvdd", format_="qcow2"),
         disk_xml(split, "xvde", format_="qcow2"),
         disk_xml(base, "xvdf", format_="vmdk"),
+        disk_xml(short_tmp / "web.vmdk", "xvdg", format_="vmdk"),
+        disk_xml(short_tmp / "text.vmdk", "xvdh", format_="vmdk"),
     )
     with running_sshd(short_tmp, environment=xen_host(short_tmp, "web", *disks)) as server:
         error = await problem(xen_options(server))
-    assert error.message.startswith("5 disks can't be used: ")
+    assert error.message.startswith("7 disks can't be used: ")
     for told in (
         "disk 2: the disk ‘ssh://",
         "/dev/zero’ is a block device: sftp does not tell its size",
         "/gone.img’ can't be opened: there is no such file",
-        "/top.qcow2’ is not whole",
-        "/split.qcow2’ is not whole",
-        "/base.img’ can't be read as vmdk",
+        "/top.qcow2’ names a backing file",
+        "/split.qcow2’ names an external data file",
+        "/base.img’ can't be read as vmdk: it is raw",
+        "/web.vmdk’ is a VMDK descriptor: its content lies in other files",
+        "/text.vmdk’ can't be read as vmdk: it is raw",
     ):
         assert told in error.message
 

@@ -23,8 +23,8 @@ from v2v_async.copy.step import copy
 from v2v_async.errors import SourceError, V2VError
 from v2v_async.events import Reporter
 from v2v_async.input.registry import parse_input
-from v2v_async.input.vmware import server_guest as vmware
 from v2v_async.input.vmware import vcenter as vcenter_module
+from v2v_async.input.vmware.server_guest import VmwareInput
 from v2v_async.input.vmware.uri import parse_datastore_path
 from v2v_async.libvirt_connection import FoundDomain
 from v2v_async.options import CopyOptions, InputOptions, OutputOptions
@@ -49,12 +49,12 @@ def vcenter(short_tmp: Path) -> Iterator[VCenter]:
 
 @pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same, a second between two tries."""
+    """A second between two tries, and as many as the slowest machine needs."""
     fast = {
-        "retry": ("retries=3", "retry-delay=1", "retry-exponential=no"),
+        "retry": ("retries=30", "retry-delay=1", "retry-exponential=no"),
         "retry-request": ("retry-request-retries=2", "retry-request-delay=1"),
     }
-    monkeypatch.setattr(vmware, "RETRY", fast)
+    monkeypatch.setattr(VmwareInput, "retry", fast)
     monkeypatch.setattr(vcenter_module, "RENEW_S", 1)
 
 
@@ -195,7 +195,7 @@ async def test_a_disk_that_can_not_be_opened_at_first(vcenter: VCenter, short_tm
 async def test_a_server_that_does_not_come_back_fails_its_disk(
     vcenter: VCenter, short_tmp: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(vmware, "RETRY", {"retry": ("retries=1", "retry-delay=1")})
+    monkeypatch.setattr(VmwareInput, "retry", {"retry": ("retries=1", "retry-delay=1")})
     given = options(vcenter)
     async with served(short_tmp, given) as (v2vdir, guest):
 

@@ -22,8 +22,8 @@ from v2v_async.copy.step import copy
 from v2v_async.errors import DependencyError, SourceError, V2VError
 from v2v_async.events import Event, Reporter
 from v2v_async.input.registry import parse_input
-from v2v_async.input.vmware import server_guest as vmware
 from v2v_async.input.vmware import vddk as vddk_module
+from v2v_async.input.vmware.server_guest import VmwareInput
 from v2v_async.options import CopyOptions, InputOptions, OutputOptions
 from v2v_async.output.registry import parse_output
 from v2v_async.secret import Secret
@@ -211,8 +211,8 @@ async def test_files_of_ones_own(vcenter: VCenter, installed: Vddk, short_tmp: P
 async def test_a_connection_that_is_lost_comes_back(
     vcenter: VCenter, installed: Vddk, short_tmp: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    words = ("retries=8", "retry-delay=1", "retry-exponential=no")
-    monkeypatch.setattr(vmware, "RETRY", {"retry": words})
+    words = ("retries=60", "retry-delay=1", "retry-exponential=no")
+    monkeypatch.setattr(VmwareInput, "retry", {"retry": words})
     async with served(short_tmp, options(vcenter, installed)) as (v2vdir, _):
         opened = len(installed.calls("open"))
         installed.fault.touch()
@@ -221,7 +221,7 @@ async def test_a_connection_that_is_lost_comes_back(
             async def mend() -> None:
                 # The retry filter opens the disk again after each failure.
                 while len(installed.calls("open")) < opened + 3:
-                    await anyio.sleep(0.05)
+                    await anyio.sleep(0.05)  # the plugin tells only in its log
                 installed.fault.unlink()
 
             group.start_soon(mend)
@@ -232,7 +232,7 @@ async def test_a_connection_that_is_lost_comes_back(
 async def test_a_connection_that_is_lost_for_good_fails_its_disk(
     vcenter: VCenter, installed: Vddk, short_tmp: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(vmware, "RETRY", {"retry": ("retries=1", "retry-delay=1")})
+    monkeypatch.setattr(VmwareInput, "retry", {"retry": ("retries=1", "retry-delay=1")})
     installed.fault.touch()
     (error,) = await copied(vcenter, options(vcenter, installed), short_tmp)
     assert error.disk in (1, 2)

@@ -7,14 +7,15 @@ import os
 import signal
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import anyio
 import pytest
 import yaml
+from lxml import etree
 
+from tests.block_devices import loop_device
 from tests.conftest import assert_gone, require
 from tests.integration.test_output_local import (
     SIZE,
@@ -95,7 +96,34 @@ async def test_disks_and_document(
         assert f"format={format_},file={directory}/web-sdb" in text
 
 
-@pytest.mark.parametrize("mode", MODES)
+def mode_of(path: Path) -> int:
+    return path.stat().st_mode & 0o777
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077])
+@pytest.mark.parametrize("allocation", ["sparse", "preallocated"])
+@pytest.mark.parametrize("format_", ["raw", "qcow2"])
+@pytest.mark.parametrize("mode", [*MODES, "local"])
+async def test_room_owner_and_mode(
+    v2vdir: V2VDir, directory: Path, mode: str, format_: str, allocation: str, umask: int
+) -> None:
+    """As virt-v2v: whoever runs it owns them, and the umask says who else may read them."""
+    before = os.umask(umask)
+    try:
+        await make(v2vdir, output_for(directory, mode, format=format_, allocation=allocation))
+    finally:
+        os.umask(before)
+    for name in ("web-sda", "web-sdb"):
+        status = (directory / name).stat()
+        assert (status.st_uid, status.st_gid) == (os.geteuid(), os.getegid())
+        assert mode_of(directory / name) == 0o666 & ~umask
+        held = status.st_blocks * 512
+        assert held >= SIZE if allocation == "preallocated" else held < SIZE // 4
+    document = directory / f"web{SUFFIXES.get(mode, '.xml')}"
+    assert mode_of(document) == (0o777 if mode == "qemu" else 0o666) & ~umask
+
+
+@pytest.mark.parametrize("mode", [*MODES, "local"])
 @pytest.mark.parametrize("name", HOSTILE)
 async def test_hostile_names(v2vdir: V2VDir, directory: Path, mode: str, name: str) -> None:
     """Refused before anything is made, or made to comply; nothing out of the directory."""
@@ -114,8 +142,12 @@ async def test_hostile_names(v2vdir: V2VDir, directory: Path, mode: str, name: s
     else:
         await make(v2vdir, output, name)
         stem = name
-    made = sorted(f"{stem}{end}" for end in ("-sda", "-sdb", SUFFIXES[mode]))
-    assert sorted(os.listdir(directory)) == made
+    document_name = f"{stem}{SUFFIXES.get(mode, '.xml')}"
+    assert sorted(os.listdir(directory)) == sorted([f"{stem}-sda", f"{stem}-sdb", document_name])
+    if mode == "local":
+        root = etree.parse(directory / document_name).getroot()
+        assert root.findtext("name") == name
+        assert root.xpath("//disk/source/@file") == [f"{directory}/{name}-sd{x}" for x in "ab"]
     assert os.listdir(directory.parent) == ["out"]
 
 
@@ -150,7 +182,7 @@ async def test_finalize_needs_what_setup_made(v2vdir: V2VDir, directory: Path, m
     assert os.listdir(directory) == []
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", [*MODES, "local"])
 async def test_a_document_that_can_not_be_written(
     v2vdir: V2VDir, directory: Path, mode: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -312,17 +344,6 @@ async def test_places_that_can_not_be_used(directory: Path, tmp_path: Path) -> N
             await output.check_source(SOURCE, "web", reporter())
 
 
-@contextmanager
-def loop_device(path: Path) -> Iterator[Path]:
-    made = subprocess.run(["losetup", "--find", "--show", path], capture_output=True, text=True)
-    if made.returncode:
-        pytest.skip(f"no loop device can be made here: {made.stderr.strip()}")
-    try:
-        yield Path(made.stdout.strip())
-    finally:
-        subprocess.run(["losetup", "--detach", made.stdout.strip()], check=True)
-
-
 async def test_a_block_device(v2vdir: V2VDir, directory: Path, tmp_path: Path) -> None:
     backing, second = tmp_path / "backing", tmp_path / "second"
     backing.write_bytes(bytes(SIZE))
@@ -358,7 +379,7 @@ async def test_the_guest_is_started_and_stays(
         log = directory / "web.log"
         with anyio.fail_after(20):
             while not log.read_text().startswith("started in "):
-                await anyio.sleep(0.05)
+                await anyio.sleep(0.05)  # it has only the file to speak to us
         assert os.getsid(pid) == pid, "a session of its own: no signal of ours reaches it"
         # What comes after a guest that is whole does not end it.
         await output.abandon(v2vdir, reporter())

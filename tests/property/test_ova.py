@@ -16,8 +16,8 @@ from tests import ovas
 from tests.unit.test_input_ova_files import DESCRIPTOR, archive, qcow2, vhd, vmdk
 from v2v_async.errors import SourceError
 from v2v_async.events import Reporter
+from v2v_async.input.image_header import HEAD, TAIL, read_header
 from v2v_async.input.ova.gunzip import PIECE, unpacked
-from v2v_async.input.ova.image_header import HEAD, TAIL, read_header
 from v2v_async.input.ova.manifest import parse_manifest
 from v2v_async.input.ova.members import find_disk
 from v2v_async.input.ova.ovf import parse_ovf, parse_units
@@ -202,8 +202,9 @@ def test_images(content: bytes) -> None:
     except SourceError:
         return
     for extent in found.extents:
-        assert not set(extent.name) & set("/\\:\0")
-        assert extent.name not in ("", ".", "..")
+        assert extent.file_name is not None
+        assert not set(extent.file_name) & set("/\\:\0")
+        assert extent.file_name not in ("", ".", "..")
 
 
 @given(damaged(ovas.gzipped(b"disk" * 5000) * 2))

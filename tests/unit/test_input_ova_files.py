@@ -13,7 +13,7 @@ import pytest
 
 from tests import ovas
 from v2v_async.errors import SourceError
-from v2v_async.input.ova.image_header import HEAD, TAIL, ImageHeader, read_header
+from v2v_async.input.image_header import HEAD, TAIL, ImageHeader, read_header
 from v2v_async.input.ova.manifest import MAX_SIZE, parse_manifest
 from v2v_async.input.ova.members import find_disk, find_ovf
 from v2v_async.input.ova.tar_headers import Member, TarReader, looks_like_tar
@@ -313,7 +313,7 @@ def test_what_an_image_is(content: bytes, found: ImageHeader) -> None:
 def test_a_descriptor() -> None:
     text = DESCRIPTOR.format('RW 100 FLAT "a-flat.vmdk" 0\nRW 28 SPARSE "b.vmdk"\nRW 8 ZERO')
     found = look(text.encode())
-    assert (found.size, [(e.name, e.is_sparse) for e in found.extents]) == (
+    assert (found.size, [(e.file_name, e.is_sparse) for e in found.extents]) == (
         136 * 512,
         [("a-flat.vmdk", False), ("b.vmdk", True)],
     )
@@ -332,23 +332,26 @@ def test_a_descriptor() -> None:
         (bytes(64) + b"\x7f\x10\xda\xbe" + bytes(8) + b"\4" + bytes(400), "differencing VDI"),
         (vmdk(sectors=0), "it is only a descriptor"),
         (vmdk(descriptor=b'parentFileNameHint="/etc/shadow"'), "names a parent, ‘/etc/shadow’"),
+        (vmdk(descriptor=b'parentFileNameHint=""\nparentFileNameHint="/x"'), "names a parent"),
+        (vmdk(descriptor=bytes(9000) + b'parentFileNameHint="/x"'), "names a parent, ‘/x’"),
+        (vmdk(descriptor=b'parentFileNameHint="\n/etc/shadow"'), "names a parent"),
         (vmdk(at=300, descriptor=b'parentFileNameHint="/x"'), "names a parent, ‘/x’"),
         (vmdk(at=30).ljust(30 * 512) + b'parentFileNameHint="/x"', "names a parent, ‘/x’"),
         (b"COWD" + bytes(600) + b'parentFileNameHint="/x"', "names a parent, ‘/x’"),
-        (vmdk()[:20], "ends within its header"),
-        (DESCRIPTOR.format('RW 4192256 FLAT "/etc/shadow" 0').encode(), "names ‘/etc/shadow’"),
-        (DESCRIPTOR.format('RW 1 FLAT "../x" 0').encode(), "names ‘../x’"),
-        (DESCRIPTOR.format('RW 1 FLAT "nbd:unix" 0').encode(), "names ‘nbd:unix’"),
-        (DESCRIPTOR.format('RW\v1\fFLAT\n\n"/etc/shadow" 0').encode(), "names ‘/etc/shadow’"),
-        (DESCRIPTOR.format('RW 1 VMFSSPARSE"/etc/shadow"').encode(), "names ‘/etc/shadow’"),
-        (DESCRIPTOR.format('RDONLY 1 FLAT "/etc/shadow" 0').encode(), "names ‘/etc/shadow’"),
+        (vmdk()[:20], "the header of the VMDK is cut off"),
+        (DESCRIPTOR.format('RW 4192256 FLAT "/etc/shadow" 0').encode(), "folder: ‘/etc/shadow’"),
+        (DESCRIPTOR.format('RW 1 FLAT "../x" 0').encode(), "in another folder: ‘../x’"),
+        (DESCRIPTOR.format('RW 1 FLAT "nbd:unix" 0').encode(), "not a file: ‘nbd:unix’"),
+        (DESCRIPTOR.format('RW\v1\fFLAT\n\n"/etc/shadow" 0').encode(), "makes no sense"),
+        (DESCRIPTOR.format('RW 1 VMFSSPARSE"/etc/shadow"').encode(), "makes no sense"),
+        (DESCRIPTOR.format('RDONLY 1 FLAT "/etc/shadow" 0').encode(), "folder: ‘/etc/shadow’"),
         (DESCRIPTOR.format('RW 1 VMFSRDM "x"').encode(), "extent of type VMFSRDM"),
-        (DESCRIPTOR.format('RW 1 FLAT "" 0').encode(), "names ‘’"),
+        (DESCRIPTOR.format('RW 1 FLAT "" 0').encode(), "makes no sense"),
         (
             DESCRIPTOR.format('RW 1 FLAT "?" 0').encode().replace(b"?", b"\xff"),
-            "only a file beside",
+            "is not UTF-8",
         ),
-        (DESCRIPTOR.format("RW 1 FLAT").encode(), "names ‘’"),
+        (DESCRIPTOR.format("RW 1 FLAT").encode(), "an extent without a file"),
         (DESCRIPTOR.format("").encode(), "names no content"),
         (
             DESCRIPTOR.format('RW 1 FLAT "x" 0\nparentFileNameHint="y.vmdk"').encode(),

@@ -12,7 +12,7 @@ from v2v_async.cli.modes import INPUT_KINDS
 from v2v_async.connection import CONNECT_TIMEOUT_S
 from v2v_async.errors import SourceError, UsageError
 from v2v_async.input.registry import input_class, parse_input
-from v2v_async.input.vmware.server_guest import RETRY
+from v2v_async.input.vmware.server_guest import SERVER_RETRY
 from v2v_async.input.vmware.uri import parse_datastore_path, parse_uri
 from v2v_async.input.vmware.vcenter import RENEW_S
 from v2v_async.input.vmware.vddk_options import VddkOptions, parse_vddk_options
@@ -278,7 +278,7 @@ def test_the_command_line_lists_the_same_options(kind: str) -> None:
 
 def test_a_lost_session_is_renewed_before_anybody_gives_up() -> None:
     """Opening a disk is tried again by the filter that is nearest to the plugin alone."""
-    assert list(RETRY)[-1] == "retry-request"
-    values = dict(word.split("=") for word in RETRY["retry-request"])
+    assert list(SERVER_RETRY)[-1] == "retry-request"
+    values = dict(word.split("=") for word in SERVER_RETRY["retry-request"])
     patience = int(values["retry-request-retries"]) * int(values["retry-request-delay"])
     assert RENEW_S < patience < CONNECT_TIMEOUT_S

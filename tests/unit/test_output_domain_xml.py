@@ -65,11 +65,9 @@ def only(root: etree._Element, path: str) -> etree._Element:
 
 def test_disks_in_order_with_one_that_boots() -> None:
     root = document(target())
-    rows = [
-        (d.find("source").get("file"), d.find("target").get("dev"), d.find("target").get("bus"))  # type: ignore[union-attr]
-        for d in root.findall("devices/disk")
-    ]
-    assert rows == [("/out/web-sd1", "vda", "virtio"), ("/out/web-sd2", "vdb", "virtio")]
+    assert root.xpath("devices/disk/source/@file") == ["/out/web-sd1", "/out/web-sd2"]
+    assert root.xpath("devices/disk/target/@dev") == ["vda", "vdb"]
+    assert root.xpath("devices/disk/target/@bus") == ["virtio", "virtio"]
     assert [len(d.findall("boot")) for d in root.findall("devices/disk")] == [1, 0]
     assert only(root, "currentMemory").text == only(root, "memory").text == str(2 << 20)
 
@@ -95,8 +93,8 @@ def test_an_i440fx_guest_with_a_cdrom_and_a_floppy() -> None:
     caps = Guestcaps(block_bus="ide", machine="i440fx", net_bus="rtl8139", acpi=False)
     root = document(target(buses=buses, guestcaps=caps, nics=[Nic(mac="52:54:00:00:00:01")]))
     assert only(root, "os/type").get("machine") == "pc"
-    rows = [(d.get("device"), d.find("target").get("dev")) for d in root.findall("devices/disk")]  # type: ignore[union-attr]
-    assert rows == [("disk", "hda"), ("disk", "hdb"), ("cdrom", "hdd"), ("floppy", "fda")]
+    assert root.xpath("devices/disk/@device") == ["disk", "disk", "cdrom", "floppy"]
+    assert root.xpath("devices/disk/target/@dev") == ["hda", "hdb", "hdd", "fda"]
     assert only(root, "devices/interface/model").get("type") == "rtl8139"
     assert only(root, "devices/memballoon").get("model") == "none"
     assert root.find("features/acpi") is None

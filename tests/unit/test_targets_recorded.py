@@ -1,4 +1,6 @@
-"""-o qemu and -o kubevirt against what virt-v2v 2.2 wrote for the same guest (tests/recorded).
+"""-o qemu, -o kubevirt, and -o local on a block device, against what virt-v2v 2.2 wrote.
+
+It was the same guest: tests/recorded.
 
 A difference is a mistake here unless it is listed, and docs/targets-*.md give the reasons.
 """
@@ -6,6 +8,7 @@ A difference is a mistake here unless it is listed, and docs/targets-*.md give t
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,7 @@ import yaml
 from pydantic import ValidationError
 
 from tests.conftest import ROOT
+from tests.e2e.test_against_virt_v2v import ALLOWED, differences
 from tests.kubevirt_api import check
 from v2v_async.model import (
     Guestcaps,
@@ -25,7 +29,7 @@ from v2v_async.model import (
     TargetBuses,
     TargetGuest,
 )
-from v2v_async.output.domain_xml import TargetDisk
+from v2v_async.output.domain_xml import TargetDisk, domain_xml
 from v2v_async.output.kubevirt_yaml import virtual_machine
 from v2v_async.output.qemu_script import qemu_script
 
@@ -113,6 +117,22 @@ def test_the_script(tmp_path: Path) -> None:
         "-device usb-tablet",
         "-serial mon:stdio",
     }
+
+
+def test_the_xml_of_a_block_device() -> None:
+    """virt-v2v leaves it to the link, and libvirt to find out what is behind it."""
+    theirs = (RECORDED / "virt-v2v-2.2-o-local-block.xml").read_bytes()
+    ours = domain_xml(GUEST, {1: TargetDisk("/dev/loop0", "raw", is_block=True)}, None)
+    found = differences(theirs, ours)
+    about_disks = [line for line in found if "/devices/disk" in line and "/boot" not in line]
+    assert sorted(about_disks) == [
+        "+ /domain/devices/disk device=disk type=block",
+        "+ /domain/devices/disk/source dev=/dev/loop0",
+        "- /domain/devices/disk device=disk type=file",
+        "- /domain/devices/disk/source file=/var/tmp/bd6/out/system-sda",
+    ]
+    others = [line for line in found if line not in about_disks]
+    assert [d for d in others if not any(re.fullmatch(rule, d) for rule, _ in ALLOWED)] == []
 
 
 def leaves(value: Any, place: str = "") -> dict[str, Any]:

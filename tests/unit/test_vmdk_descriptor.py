@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import re
 import struct
 import subprocess
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from v2v_async.errors import SourceError
+from v2v_async.input.vmdk_descriptor import (
+    Extent,
+    embedded_range,
+    parse_descriptor,
+    parse_embedded,
+)
 from v2v_async.input.vmx.vmdk_chain import check_vmdk
-from v2v_async.input.vmx.vmdk_descriptor import Extent, embedded_range, parse_descriptor
 
 pytestmark = pytest.mark.anyio
 
@@ -52,7 +58,7 @@ def test_a_snapshot_names_its_parent() -> None:
 def test_several_extents() -> None:
     text = ESXI.replace(
         'RW 8192 VMFS "guest-flat.vmdk"',
-        'RW 10 FLAT "a.vmdk" 5\nRW 20 ZERO\nRDONLY 30 sparse "b c.vmdk"',
+        'RW 10 FLAT "a.vmdk" 5\nRW 20 ZERO\nRDONLY 30 SPARSE "b c.vmdk"',
     )
     assert parse_descriptor(text.encode()).extents == [
         Extent(10, "FLAT", "a.vmdk", 5),
@@ -67,21 +73,28 @@ def test_several_extents() -> None:
         ('"guest-flat.vmdk"', '"/etc/shadow"', "in another folder: ‘/etc/shadow’"),
         ('"guest-flat.vmdk"', '"../../etc/shadow"', "in another folder"),
         ('"guest-flat.vmdk"', '".."', "in another folder"),
+        ('"guest-flat.vmdk"', '"C:\\\\x.vmdk"', "not a file"),
+        ('"guest-flat.vmdk"', '"a\\\\b.vmdk"', "in another folder"),
+        ('"guest-flat.vmdk"', '"\udcff.vmdk"', "not UTF-8: ‘[?].vmdk’"),
         ('"guest-flat.vmdk"', '"json:{}"', "not a file: ‘json:{}’"),
         ('"guest-flat.vmdk"', '"nbd://host/x"', "not a file"),
         # qemu reads an extent over the ends of lines.
         ("RW 8192 VMFS", "RW\n8192\nFLAT", "makes no sense"),
+        ("RW 8192 VMFS ", "RW 8192 VMFS\n", "without a file: 'RW 8192 VMFS'"),
         ("RW 8192 VMFS", "  RW  many FLAT", "makes no sense"),
+        ("RW 8192 VMFS", "RW 8192 vmfs", "type vmfs, which is not known"),
         ("createType", "nothing", "no createType"),
         ("parentCID=ffffffff", "parentCID=12345678", "does not name its parent"),
         ("#DDB", '# parentFileNameHint = "/etc/shadow"', "makes no sense"),
         ("#DDB", '# parentFileNameHint="json:{}"', "a parent that is not a file"),
+        ("#DDB", '#\0\nparentFileNameHint="x.vmdk"', "parentFileNameHint that makes no sense"),
+        ("#DDB", 'parentFileNameHint=""', "parentFileNameHint that makes no sense"),
     ],
 )
 def test_what_qemu_would_follow_is_refused(old: str, new: str, said: str) -> None:
     assert old in ESXI
     with pytest.raises(SourceError, match=said):
-        parse_descriptor(ESXI.replace(old, new).encode())
+        parse_descriptor(ESXI.replace(old, new).encode(errors="surrogateescape"))
 
 
 @given(st.one_of(st.binary(max_size=300), st.text(max_size=300).map(lambda t: (ESXI + t).encode())))
@@ -91,6 +104,80 @@ def test_any_descriptor_is_understood_or_refused(content: bytes) -> None:
     except SourceError:
         return
     assert all("/" not in (extent.file_name or "") for extent in found.extents)
+
+
+# As qemu's block/vmdk.c reads a descriptor: from the beginning of every line by sscanf(3), to which
+# the ends of lines are white space like any other.
+_SCANNED = re.compile(rb'\s*+(\S{1,10}+)\s*+([+-]?[0-9]++)\s*+(\S{1,10}+)\s*+"([^\n\r"]{1,511}+)')
+_OPENED = (b"FLAT", b"VMFS", b"SPARSE", b"VMFSSPARSE", b"SESPARSE")
+
+
+def opened_by_qemu(content: bytes) -> set[bytes]:
+    text = content.split(b"\0")[0]
+    starts = [0, *(at + 1 for at, byte in enumerate(text) if byte == 10)]
+    found = [match for at in starts if (match := _SCANNED.match(text, at))]
+    return {m[4] for m in found if m[1] == b"RW" and m[3] in _OPENED and int(m[2]) > 0}
+
+
+def parent_to_qemu(content: bytes) -> bytes | None:
+    text = content.split(b"\0")[0]
+    _, found, rest = text.partition(b"parentFileNameHint")
+    name, quote, _ = rest[2:].partition(b'"')
+    return name if found and quote else None
+
+
+PIECES = st.lists(
+    st.one_of(
+        st.sampled_from(['RW 8 FLAT "a" 0\n', 'RW 9 VMFS "b"\n', "RW 1 ZERO\n", "# x\n"]),
+        st.sampled_from(
+            [
+                *(
+                    "RW 8 VMFSSPARSE",
+                    "RW 8 FLAT\n",
+                    "RW 8",
+                    "RW\n",
+                    "RDONLY",
+                    " ",
+                    "\n",
+                    "\t",
+                    "\v",
+                ),
+                *("\r", "\0", "8", "-8", "#", "FLAT", "VMFS", "SPARSE", "ZERO", '"a"', '"b.vmdk"'),
+                *('"/etc/shadow"', '"', "parentFileNameHint", '="p.vmdk"', '=""', "x", "ü"),
+            ]
+        ),
+    ),
+    max_size=12,
+).map("".join)
+
+
+@given(PIECES)
+@example('RW 8 FLAT\n"/etc/shadow" 0')
+@example('RW\n8\nVMFSSPARSE"/etc/shadow"')
+@settings(max_examples=1000)
+def test_qemu_opens_nothing_else_than_what_was_read(pieces: str) -> None:
+    content = (ESXI + pieces).encode()
+    try:
+        found = parse_descriptor(content)
+    except SourceError:
+        return
+    assert opened_by_qemu(content) <= {str(e.file_name).encode() for e in found.extents}
+    parent = parent_to_qemu(content)
+    assert (None if parent is None else parent.decode()) == found.parent
+
+
+@given(PIECES, PIECES, st.booleans())
+@settings(max_examples=500)
+def test_an_embedded_descriptor_is_read_as_qemu_does(at: str, elsewhere: str, same: bool) -> None:
+    content = (ESXI + at).encode()
+    behind_the_header = content if same else elsewhere.encode()
+    try:
+        found = parse_embedded(content, behind_the_header)
+    except SourceError:
+        return
+    parent = parent_to_qemu(behind_the_header)
+    assert found is not None
+    assert (None if parent is None else parent.decode()) == found.parent
 
 
 @given(st.binary(max_size=80))
@@ -175,6 +262,18 @@ async def test_a_sparse_file_that_hides_a_descriptor(tmp_path: Path) -> None:
     header = struct.pack("<4sIIQQQQ", b"KDMV", 1, 3, 0, 128, 1, 20).ljust(512, b"\0")
     (tmp_path / "a.vmdk").write_bytes(header + text.ljust(20 * 512, b"\0"))
     with pytest.raises(SourceError, match="in another folder: ‘/etc/hostname’"):
+        await check_vmdk(tmp_path / "a.vmdk")
+
+
+@pytest.mark.parametrize("at", [0, 30])
+async def test_a_sparse_file_with_a_parent_where_only_qemu_looks(tmp_path: Path, at: int) -> None:
+    """Its header says that its descriptor is elsewhere, or that it has none."""
+    (tmp_path / "secret").write_text("root:x:0:0\n")
+    header = struct.pack("<4sIIQQQQ", b"KDMV", 1, 3, 2048, 128, at, 20 if at else 0)
+    hint = f'parentFileNameHint="{tmp_path}/secret"\n'.encode()
+    content = header.ljust(512, b"\0") + hint.ljust(29 * 512, b"\0") + ESXI.encode()
+    (tmp_path / "a.vmdk").write_bytes(content.ljust(64 * 512, b"\0"))
+    with pytest.raises(SourceError, match="and another to qemu"):
         await check_vmdk(tmp_path / "a.vmdk")
 
 

@@ -155,8 +155,7 @@ OUTPUTS = {
         _output(name),
         ("setup", "final"),
     )
-    for name, mode in modes.OUTPUTS.items()
-    if mode.is_built
+    for name in modes.OUTPUTS
 }
 COPY = Helper(
     "helper-v2v-copy",
@@ -220,11 +219,14 @@ input_vcenter = partial(_main, INPUTS["vcenter"])
 input_vddk = partial(_main, INPUTS["vddk"])
 input_vmx = partial(_main, INPUTS["vmx"])
 input_xen_ssh = partial(_main, INPUTS["xen-ssh"])
+output_glance = partial(_main, OUTPUTS["glance"])
 output_json = partial(_main, OUTPUTS["json"])
 output_kubevirt = partial(_main, OUTPUTS["kubevirt"])
 output_libvirt = partial(_main, OUTPUTS["libvirt"])
 output_local = partial(_main, OUTPUTS["local"])
 output_null = partial(_main, OUTPUTS["null"])
+output_openstack = partial(_main, OUTPUTS["openstack"])
 output_qemu = partial(_main, OUTPUTS["qemu"])
 output_rhv = partial(_main, OUTPUTS["rhv"])
+output_rhv_upload = partial(_main, OUTPUTS["rhv-upload"])
 output_vdsm = partial(_main, OUTPUTS["vdsm"])

@@ -1,4 +1,4 @@
-"""The modes of -i and -o, what virt-v2v calls them, and which of them are built."""
+"""The modes of -i and -o, and what virt-v2v calls them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 
-from v2v_async.errors import NotBuiltError, UsageError
+from v2v_async.errors import UsageError
+from v2v_async.output.openstack.login_options import LOGIN_HELP, VOLUME_HELP
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,7 +15,6 @@ class Mode:
     """An -o mode. ``options``: what its -oo takes, with an explanation."""
 
     name: str
-    is_built: bool = False
     options: tuple[tuple[str, str], ...] = ()
     refused: frozenset[str] = frozenset()
 
@@ -79,6 +79,20 @@ _VDSM = (
         "rhvexp or ovirt: the OVF of export domains (the default), or the engine's own",
     ),
     ("vdsm-compat", "0.10 or 1.1: the age of qcow2 that is written (default: 0.10)"),
+)
+
+_RHV_NAMES = (
+    ("cafile", "the engine's certificate authority (ca.pem), to check certificates against"),
+    ("cluster", "the cluster that the guest is made in (default: Default)"),
+    ("direct", "false: the same as -oo rhv-proxy (default: true)"),
+    ("disk-uuid", "UUID of a new disk; once for each disk (default: random)"),
+    ("proxy", "send the disks through the engine, where the hosts can't be reached"),
+    ("verifypeer", "check the certificates of the engine and its hosts (default: false)"),
+)
+_RHV_UPLOAD = (
+    *((f"rhv-{name}", text) for name, text in _RHV_NAMES),
+    # As newer virt-v2v calls them.
+    *((f"ovirt-{name}", f"the same as -oo rhv-{name}") for name, _ in _RHV_NAMES),
 )
 
 
@@ -148,10 +162,13 @@ INPUTS = ("disk", "libvirt", "libvirtxml", "ova", "vmx")
 INPUT_ALIASES = {"local": "disk"}
 
 OUTPUTS: Mapping[str, Mode] = {
-    "glance": Mode("glance"),
+    "glance": Mode(
+        "glance",
+        options=(_COMPRESSED, *LOGIN_HELP.items()),
+        refused=frozenset({"-os"}),
+    ),
     "json": Mode(
         "json",
-        is_built=True,
         options=(
             _COMPRESSED,
             (
@@ -164,7 +181,6 @@ OUTPUTS: Mapping[str, Mode] = {
     ),
     "kubevirt": Mode(
         "kubevirt",
-        is_built=True,
         options=(
             _COMPRESSED,
             (
@@ -176,14 +192,13 @@ OUTPUTS: Mapping[str, Mode] = {
         ),
         refused=frozenset({"-op"}),
     ),
-    "libvirt": Mode("libvirt", is_built=True, options=(_COMPRESSED,)),
+    "libvirt": Mode("libvirt", options=(_COMPRESSED,)),
     # virt-v2v ignores -oc here and refuses -op.
-    "local": Mode("local", is_built=True, options=(_COMPRESSED,), refused=frozenset({"-op"})),
-    "null": Mode("null", is_built=True, refused=frozenset({"-oa", "-oc", "-op", "-os"})),
-    "openstack": Mode("openstack"),
+    "local": Mode("local", options=(_COMPRESSED,), refused=frozenset({"-op"})),
+    "null": Mode("null", refused=frozenset({"-oa", "-oc", "-op", "-os"})),
+    "openstack": Mode("openstack", options=(*VOLUME_HELP.items(), *LOGIN_HELP.items())),
     "qemu": Mode(
         "qemu",
-        is_built=True,
         options=(
             _COMPRESSED,
             ("qemu-boot", "start the guest in the background when it is converted"),
@@ -191,9 +206,9 @@ OUTPUTS: Mapping[str, Mode] = {
         refused=frozenset({"-op"}),
     ),
     # virt-v2v ignores -oc here and refuses -op.
-    "rhv": Mode("rhv", is_built=True, refused=frozenset({"-op"})),
-    "rhv-upload": Mode("rhv-upload"),
-    "vdsm": Mode("vdsm", is_built=True, options=_VDSM, refused=frozenset({"-op"})),
+    "rhv": Mode("rhv", refused=frozenset({"-op"})),
+    "rhv-upload": Mode("rhv-upload", options=_RHV_UPLOAD),
+    "vdsm": Mode("vdsm", options=_VDSM, refused=frozenset({"-op"})),
 }
 OUTPUT_ALIASES = {
     "disk": "local",
@@ -229,17 +244,6 @@ def output_mode(text: str) -> Mode:
     return OUTPUTS[_find("-o", text, tuple(OUTPUTS), OUTPUT_ALIASES)]
 
 
-def require_built(option: str, mode: Mode, modes: Mapping[str, Mode], *, defaulted: bool) -> None:
-    """Raise NotBuiltError unless ``mode`` works in this version."""
-    if mode.is_built:
-        return
-    built = " or ".join(f"{option} {other.name}" for other in modes.values() if other.is_built)
-    why = " (the default)" if defaulted else ""
-    raise NotBuiltError(
-        f"{option} {mode.name}{why}", hint=f"use {built}, or virt-v2v(1) for this guest"
-    )
-
-
 Options = tuple[tuple[str, str], ...]
 
 
@@ -265,12 +269,12 @@ def check_options(
 
 
 def capabilities() -> str:
-    """Return what ``--machine-readable`` alone prints: virt-v2v's form, only what is built.
+    """Return what ``--machine-readable`` alone prints: in virt-v2v's form.
 
     Source: virt-v2v(1), MACHINE READABLE OUTPUT.
     """
     lines = list(_FEATURES)
     lines += [f"input:{name}" for name in INPUTS]
-    lines += [f"output:{mode.name}" for mode in OUTPUTS.values() if mode.is_built]
+    lines += [f"output:{mode.name}" for mode in OUTPUTS.values()]
     lines += ["convert:linux", "convert:windows", "ovf:ovirt", "ovf:rhvexp"]
     return "\n".join(lines) + "\n"

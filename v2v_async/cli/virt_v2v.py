@@ -180,9 +180,7 @@ def listed_options(words: Words) -> str | None:
         kind = modes.INPUT_KINDS[_source(words).kind]
         return modes.list_options("-io", kind.name, kind.options)
     if "?" in words.options.get("-oo", []):
-        text = words.last("-o")
-        mode = modes.output_mode(text or "libvirt")
-        modes.require_built("-o", mode, modes.OUTPUTS, defaulted=text is None)
+        mode = modes.output_mode(words.last("-o") or "libvirt")
         return modes.list_options("-oo", f"-o {mode.name}", mode.options)
     return None
 
@@ -300,11 +298,9 @@ def output_options(words: Words) -> OutputOptions:
     """Return what the output steps read.
 
     Raises:
-        UsageError, NotBuiltError
+        UsageError
     """
-    text = words.last("-o")
-    mode = modes.output_mode(text or "libvirt")
-    modes.require_built("-o", mode, modes.OUTPUTS, defaulted=text is None)
+    mode = modes.output_mode(words.last("-o") or "libvirt")
     for option in sorted(mode.refused):
         if words.has(option):
             raise UsageError(f"-o {mode.name} takes no {option}", hint=f"leave {option} out")

@@ -22,7 +22,6 @@ from v2v_async.copy.opening import (
     close_side,
     template,
 )
-from v2v_async.errors import NbdError
 
 
 class Connections:
@@ -68,7 +67,7 @@ class Connections:
                 target = kept.target
             else:
                 target = await self._target(source, work)
-        except (NbdError, TimeoutError):
+        except BaseException:  # cancelled as well: nobody else would close it
             self._kept = kept
             raise
         self.opened += 1

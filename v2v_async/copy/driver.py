@@ -247,13 +247,15 @@ class DiskDriver:
         """Open the first connections before lanes that are busy make it slow; not for long."""
         pairs: list[Pair] = []
         until = anyio.current_time() + _OPEN_AHEAD_S
-        while len(pairs) < self._wanted() and anyio.current_time() < until:
-            pair = await self._pair()
-            if pair is None:
-                break
-            pairs.append(pair)
-        for pair in pairs:
-            self.connections.give_back(pair)
+        try:
+            while len(pairs) < self._wanted() and anyio.current_time() < until:
+                pair = await self._pair()
+                if pair is None:
+                    break
+                pairs.append(pair)
+        finally:  # cancelled as well: nobody else would close them
+            for pair in pairs:
+                self.connections.give_back(pair)
 
     def _lane_done(self, lane: AnyLane) -> None:
         """Called in the worker's thread."""

@@ -25,6 +25,7 @@ from v2v_async.input.checking import (
     with_sizes,
 )
 from v2v_async.input.contract import Input
+from v2v_async.input.naming import DISK_SUFFIXES, name_after
 from v2v_async.input.overlay import (
     OVERLAY_HELP,
     OverlayKind,
@@ -40,8 +41,6 @@ from v2v_async.units import GIB
 from v2v_async.v2vdir import V2VDir
 
 _URI = re.compile(r"nbds?(\+unix|\+vsock)?://", re.IGNORECASE)
-_SUFFIXES = (".img", ".qcow2", ".raw", ".vmdk", "-sda")
-"""What virt-v2v takes off the first disk's name to get the guest's; only one of them."""
 
 # What virt-v2v's disk input assumes: the file says nothing about the machine.
 _MEMORY = 2 * GIB
@@ -138,15 +137,8 @@ class DiskInput(Input):
 
 
 def guest_name(argument: str, *, is_uri: bool = False) -> str:
-    """Return the guest's name from its first disk, as virt-v2v makes it."""
+    """Return the guest's name from its first disk."""
     if is_uri:
         # virt-v2v has no such input; the export's name is the nearest thing to a file's.
-        path = re.sub(r"^[^:]*://[^/]*/?", "", argument.split("?")[0])
-        name = path.rstrip("/").rpartition("/")[2]
-    else:
-        name = os.path.basename(argument.rstrip("/"))
-    for suffix in _SUFFIXES:
-        if name.endswith(suffix):
-            name = name.removesuffix(suffix)
-            break
-    return name or "guest"
+        argument = re.sub(r"^[^:]*://[^/]*/?", "", argument.split("?")[0])
+    return name_after(os.path.basename(argument.rstrip("/")), DISK_SUFFIXES)

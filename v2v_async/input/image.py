@@ -13,7 +13,17 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import TypeAlias
+
+Retry: TypeAlias = Mapping[str, tuple[str, ...]]
+"""Filters that try again what a plugin failed at, ordered from the client to the plugin, and their
+parameters."""
+
+RETRY: Retry = MappingProxyType({"retry": ("retries=5", "retry-delay=2", "retry-exponential=yes")})
+"""The disk is opened anew, and what went away must be back within a minute (2 + 4 + 8 + 16 + 32 s).
+The copy then tries again itself."""
+NEVER: Retry = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,13 +62,15 @@ class PluginImage:
     """What an nbdkit plugin reads. No parameter may hold a secret: argv is everybody's to read.
 
     ``filters`` are ordered from the client to the plugin and stand behind the cow filter;
-    ``parameters`` are the plugin's and theirs. ``shown`` is what people see.
+    ``parameters`` are the plugin's and theirs. ``retry`` comes behind them all, as far as this
+    nbdkit has it: it is not needed to read a disk. ``shown`` is what people see.
     """
 
     plugin: str
     parameters: tuple[str, ...]
     shown: str
     filters: tuple[str, ...] = ()
+    retry: Retry = field(default_factory=lambda: NEVER)
     environment: Mapping[str, str] = field(default_factory=dict)
 
 

@@ -23,6 +23,8 @@ from v2v_async import nbdkit, qemu_img, qemu_nbd
 from v2v_async.errors import UsageError, V2VError
 from v2v_async.input.checking import raise_problems
 from v2v_async.input.image import (
+    NEVER,
+    RETRY,
     DiskSource,
     FileImage,
     Image,
@@ -120,6 +122,7 @@ def source_command(
     none may (nbdkit-cow-filter(1)). The overlay is an unlinked file in ``$TMPDIR``.
     """
     filters: tuple[str, ...] = ()
+    retry = NEVER
     if isinstance(image, FileImage):
         plugin, filters = "file", ("offset",) if image.is_part else ()
         parameters = [f"file={image.path.absolute()}"]
@@ -128,11 +131,14 @@ def source_command(
     elif isinstance(image, NbdImage):
         # The plugin keeps a connection that was lost, and answers EINVAL from then on; the filter
         # opens another.
-        plugin, filters = "nbd", ("retry",)
+        plugin, retry = "nbd", RETRY
         parameters = nbdkit.uri_parameters(image.uri)
     else:
-        plugin, filters = image.plugin, image.filters
+        plugin, filters, retry = image.plugin, image.filters, image.retry
         parameters = list(image.parameters)
+    there = [name for name in retry if features.has_filter(name)]
+    filters = (*filters, *there)
+    parameters += [word for name in there for word in retry[name]]
     environment = dict(image.environment) if isinstance(image, PluginImage) else {}
     if scratch is not None:
         filters = ("cow", *filters)

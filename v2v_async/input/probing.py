@@ -10,7 +10,7 @@ from pathlib import Path
 from v2v_async import nbdkit, qemu_img
 from v2v_async.errors import ServerStartError, SourceError, V2VError
 from v2v_async.input.checking import FORMATS, CheckedDisk
-from v2v_async.input.image import DiskSource, PluginImage
+from v2v_async.input.image import NEVER, DiskSource, PluginImage
 from v2v_async.input.overlay import source_command
 from v2v_async.redact import redact
 from v2v_async.server import running_servers
@@ -20,7 +20,7 @@ from v2v_async.v2vdir import V2VDir
 async def check_plugin(image: PluginImage, format_: str, *, hint: str | None = None) -> CheckedDisk:
     """Look at a disk that a plugin reads; ``hint`` says what to do where it can't be read.
 
-    The retry filter is left out: whoever waits for an answer wants to know of a wrong name now.
+    Nothing is tried again: whoever waits for an answer wants to know of a wrong name now.
 
     Raises:
         SourceError: it can't be used.
@@ -29,11 +29,11 @@ async def check_plugin(image: PluginImage, format_: str, *, hint: str | None = N
     shown = redact(image.shown)
     features = await nbdkit.probe()
     features.require(plugin=image.plugin, filters=image.filters)
-    without_retries = replace(image, filters=tuple(f for f in image.filters if f != "retry"))
+    image_once = replace(image, retry=NEVER)
     v2vdir = V2VDir.create()
     try:
         async with running_servers(v2vdir) as servers:
-            command = source_command(features, without_retries, v2vdir.path / "probe")
+            command = source_command(features, image_once, v2vdir.path / "probe")
             server = await servers.start("probe", command, log=v2vdir.log("input"))
             assert server.info is not None
             size = server.info.size

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import errno
 import json
-import struct
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -32,24 +31,16 @@ from v2v_async.errors import (
     V2VError,
 )
 from v2v_async.input.checking import FORMATS
-from v2v_async.input.image import DiskSource, PluginImage
+from v2v_async.input.image import NEVER, RETRY, DiskSource, PluginImage, Retry
+from v2v_async.input.image_header import HEAD, TAIL, read_header
 from v2v_async.input.overlay import OverlayKind, serve_overlays, source_command
 from v2v_async.server import Servers
 from v2v_async.ssh import SshHost
 from v2v_async.v2vdir import V2VDir, record_of
 
-RETRY_PARAMETERS = ("retries=5", "retry-delay=2", "retry-exponential=yes")
-"""A minute in all until a host that went away must be back; the copy then tries again itself."""
-
 READY_TIMEOUT_S = 60.0
 READ_TIMEOUT_S = 60.0
 _POLL_S = 0.01
-_HEAD = 64 * 1024
-
-# Of a qcow2 header: magic, version, backing file's offset, … incompatible features at 72.
-# Source: qemu's docs/interop/qcow2.rst.
-_QCOW2_MAGIC = b"QFI\xfb"
-_EXTERNAL_DATA_FILE = 1 << 2
 
 
 class RemoteFile:
@@ -86,12 +77,10 @@ class RemoteFile:
             ) from error
 
 
-def remote_image(host: SshHost, path: str, filters: Sequence[str] = ()) -> PluginImage:
+def remote_image(host: SshHost, path: str, retry: Retry = NEVER) -> PluginImage:
     """Return how nbdkit reads a file of the host, but for the password."""
-    parameters = ssh.plugin_parameters(host, path)
-    if "retry" in filters:
-        parameters += RETRY_PARAMETERS
-    return PluginImage("ssh", tuple(parameters), host.uri(path), tuple(filters))
+    parameters = tuple(ssh.plugin_parameters(host, path))
+    return PluginImage("ssh", parameters, host.uri(path), retry=retry)
 
 
 def _with_password(image: PluginImage, password: Path | None) -> PluginImage:
@@ -100,14 +89,12 @@ def _with_password(image: PluginImage, password: Path | None) -> PluginImage:
     return replace(image, parameters=(*image.parameters, f"password=+{password}"))
 
 
-async def remote_source(host: SshHost, path: str, format_: str, size: int) -> DiskSource:
-    """Return a disk that is read from a file of the host, under the retry filter if there is one.
+def remote_source(host: SshHost, path: str, format_: str, size: int) -> DiskSource:
+    """Return a disk that is read from a file of the host, and is waited for when it goes away.
 
     It has no password yet: :func:`serve_remote` gives it for as long as it is needed.
     """
-    features = await nbdkit.probe()
-    filters = ("retry",) if features.has_filter("retry") else ()
-    return DiskSource(remote_image(host, path, filters), format_, size)
+    return DiskSource(remote_image(host, path, RETRY), format_, size)
 
 
 async def serve_remote(
@@ -223,7 +210,6 @@ async def check_image(file: RemoteFile, format_: str) -> int:
             f"the disk ‘{file.shown}’ is empty (0 bytes)"
             + (": sftp does not tell the size of a block device" if "/dev/" in file.shown else "")
         )
-    head = await file.read(_HEAD)
     if format_ == "raw":
         return file.size
     if format_ not in FORMATS:
@@ -231,7 +217,7 @@ async def check_image(file: RemoteFile, format_: str) -> int:
             f"the disk ‘{file.shown}’ has the format {format_}, which is not supported",
             hint=f"supported are: {', '.join(FORMATS)}",
         )
-    _refuse_other_files(head, file.shown)
+    await _refuse_other_files(file, format_)
     served = {"driver": format_, "file": {"driver": "nbd", "path": str(file.socket)}}
     try:
         info = await qemu_img.info("json:" + json.dumps(served))
@@ -241,23 +227,28 @@ async def check_image(file: RemoteFile, format_: str) -> int:
             f"the disk ‘{file.shown}’ can't be read as {format_}: {reason}",
             hint="give its format with -if",
         ) from error
+    # Two pairs of eyes: what the header did not tell.
     if info.backing_file is not None:
-        raise _not_alone(file.shown)
+        raise SourceError(
+            f"the disk ‘{file.shown}’ names another image below it",
+            hint="make one image of it on its host: qemu-img convert",
+        )
     return info.virtual_size
 
 
-def _refuse_other_files(head: bytes, shown: str) -> None:
-    """Refuse a qcow2 image that names others: qemu would look for them on *this* machine."""
-    if not head.startswith(_QCOW2_MAGIC) or len(head) < 80:
-        return
-    version, backing = struct.unpack_from(">IQ", head, 4)
-    features = struct.unpack_from(">Q", head, 72)[0] if version >= 3 else 0
-    if backing != 0 or features & _EXTERNAL_DATA_FILE:
-        raise _not_alone(shown)
-
-
-def _not_alone(shown: str) -> SourceError:
-    return SourceError(
-        f"the disk ‘{shown}’ is not whole: it names another image below it",
-        hint="make one image of it on its host: qemu-img convert",
-    )
+async def _refuse_other_files(file: RemoteFile, format_: str) -> None:
+    """Refuse an image that names others: qemu would look for them on *this* machine."""
+    what = f"the disk ‘{file.shown}’"
+    head, tail = await file.read(HEAD), await file.read(TAIL, max(0, file.size - TAIL))
+    header = read_header(head, tail, file.size, what)
+    # A LUKS volume is raw to whoever has not its key.
+    if header.format != ("raw" if format_ == "luks" else format_):
+        raise SourceError(
+            f"{what} can't be read as {format_}: it is {header.format}",
+            hint="give its format with -if",
+        )
+    if header.extents:
+        raise SourceError(
+            f"{what} is a VMDK descriptor: its content lies in other files",
+            hint="make one image of it on its host: qemu-img convert",
+        )

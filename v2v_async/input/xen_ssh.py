@@ -166,7 +166,7 @@ class XenSshInput(Input):
                     "with -i libvirtxml; or copy it to a file",
                 )
             size = await check_image(file, format_)
-        source = await remote_source(self._host, disk.location, format_, size)
+        source = remote_source(self._host, disk.location, format_, size)
         choose(self._overlay, source)
         return CheckedDisk(source, self._host.uri(disk.location))
 

@@ -28,10 +28,14 @@ _NET_MODELS = {"e1000": "e1000", "rtl8139": "rtl8139"}
 
 @dataclass(frozen=True, slots=True)
 class TargetDisk:
-    """A finished disk. ``path`` is absolute; ``format`` is raw or qcow2."""
+    """A finished disk. ``path`` is absolute; ``format`` is raw or qcow2.
+
+    ``is_block``: it is a block device and not a file.
+    """
 
     path: str
     format: str
+    is_block: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,11 +246,12 @@ def _disks(devices: etree._Element, target: TargetGuest, disks: Mapping[int, Tar
 def _fixed_disk(
     devices: etree._Element, disk: TargetDisk, bus: str, name: str, *, is_transitional: bool
 ) -> etree._Element:
-    element = etree.SubElement(devices, "disk", type="file", device="disk")
+    kind, source = ("block", "dev") if disk.is_block else ("file", "file")
+    element = etree.SubElement(devices, "disk", type=kind, device="disk")
     if is_transitional:
         element.set("model", "virtio-transitional")
     _add(element, "driver", name="qemu", type=disk.format)
-    _add(element, "source", file=disk.path)
+    _add(element, "source").set(source, xml_text(disk.path))
     _add(element, "target", dev=name, bus=bus)
     return element
 

@@ -1,17 +1,21 @@
 """Target disks that are there already: files or block devices that somebody else made.
 
 They are written in place, so a run that fails leaves part of a guest in them. That can't be undone:
-what was there is gone. It is said, with the command that empties them.
+what was there is gone. It is said, with the command that empties them. They are never removed, nor
+made shorter, and what is behind the end of the source's disk stays as it is.
 """
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import shlex
 import stat
+import struct
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -25,54 +29,101 @@ from v2v_async.units import format_size
 from v2v_async.v2vdir import MadeObject, TargetExport, V2VDir
 
 _KIND = "half-written disk"
+_DEV = Path("/dev")
+_SYS_BLOCK = Path("/sys/dev/block")
+_SECTOR = 512  # of everything below /sys/dev/block, whatever the device's own sectors are
+_MAX_LINKS = 40  # as the kernel's (path_resolution(7))
+_BLKROGET = 0x125E  # _IO(0x12, 94) of linux/fs.h
+
+Format = Literal["raw", "qcow2"]
 
 
-async def check(
-    paths: Sequence[Path], disks: Sequence[SourceDisk], format_: Literal["raw", "qcow2"]
-) -> None:
-    """Check that each disk of the source has a place that is large enough and free.
+@dataclass(frozen=True, slots=True)
+class InPlace:
+    """A disk of the source, and what is written in place for it."""
+
+    path: Path
+    disk: SourceDisk
+
+
+def device_at(path: Path) -> Path | None:
+    """Return the block device that ``path`` is or links to; None where it is neither.
+
+    It is named as the first link into /dev names it: /dev/VG/LV goes on being that volume, while
+    the dm-N behind it is another one after the next boot.
+
+    Raises:
+        TargetError: a link into /dev leads to nothing there.
+    """
+    named = path.absolute()
+    try:
+        for _ in range(_MAX_LINKS):
+            if named.is_relative_to(_DEV) or not named.is_symlink():
+                break
+            target = named.parent / named.readlink()
+            named = Path(os.path.realpath(target.parent)) / target.name
+        if named.is_block_device():
+            return named
+        is_lost = named != path.absolute() and named.is_relative_to(_DEV) and not named.exists()
+    except OSError as error:
+        raise files.target_error("look at", path, error) from error
+    if is_lost:
+        raise TargetError(
+            f"‘{path}’ is a link to ‘{named}’, which is not there",
+            hint="activate the volume (lvchange --activate y VG/LV), or remove the link",
+        )
+    return None
+
+
+async def check(disks: Sequence[InPlace], sources: Sequence[SourceDisk], format_: Format) -> None:
+    """Check that each disk has a place that is large enough, free and its own.
+
+    ``sources``: all disks of the source, which none of them may be part of.
 
     Raises:
         TargetError, UsageError
     """
-    for path, disk in zip(paths, disks, strict=True):
-        for name in disk.files:
-            with suppress(OSError):
-                if path.samefile(name):
-                    raise UsageError(
-                        f"‘{path}’ is what the source's disk {disk.index} is read from",
-                        hint="name another disk: -oo disk=PATH",
-                    )
-        size = await _size(path, format_)
-        if size < disk.size:
+    for number, each in enumerate(disks):
+        size = await _size(each.path, format_)
+        for source in sources:
+            if any(_share(each.path, Path(name)) for name in source.files):
+                raise UsageError(
+                    f"‘{each.path}’ is what the source's disk {source.index} is read from",
+                    hint="name another disk for it",
+                )
+        for other in disks[:number]:
+            if _share(each.path, other.path):
+                raise UsageError(
+                    f"‘{other.path}’ and ‘{each.path}’ are the same disk, or share a part of one",
+                    hint="each disk of the guest needs its own",
+                )
+        if size < each.disk.size:
             raise TargetError(
-                f"‘{path}’ has {format_size(size)}, and disk {disk.index} of the source has "
-                f"{format_size(disk.size)}",
-                hint=f"make it {disk.size} bytes long at least",
+                f"‘{each.path}’ has {format_size(size)}, and disk {each.disk.index} of the source "
+                f"has {format_size(each.disk.size)}",
+                hint=f"make it {each.disk.size} bytes long at least",
             )
 
 
 async def setup(
-    v2vdir: V2VDir,
-    paths: Sequence[Path],
-    disks: Sequence[SourceDisk],
-    format_: Literal["raw", "qcow2"],
-    servers: Servers,
+    v2vdir: V2VDir, disks: Sequence[InPlace], format_: Format, servers: Servers
 ) -> None:
     """Serve the disks; what they hold is taken for anything but zeroes."""
-    for path, disk in zip(paths, disks, strict=True):
-        size = await _size(path, format_)
+    for each in disks:
+        size = await _size(each.path, format_)
         v2vdir.add_object(
-            MadeObject(kind=_KIND, name=str(path), undo=_emptying(path, size, format_))
+            MadeObject(kind=_KIND, name=str(each.path), undo=_emptying(each.path, size, format_))
         )
-        socket = v2vdir.target_socket(disk.index)
+        socket = v2vdir.target_socket(each.disk.index)
         if format_ == "qcow2":
-            command = qemu_nbd.serve_target(path, socket)
+            command = qemu_nbd.serve_target(each.path, socket)
         else:
-            command = nbdkit.serve_target_file(await nbdkit.probe(), path, socket)
-        log = v2vdir.log("output", disk.index)
-        await servers.start(f"out{disk.index}", command, log=log)
-    v2vdir.update(targets=[TargetExport(index=disk.index) for disk in disks])
+            command = nbdkit.serve_target_file(await nbdkit.probe(), each.path, socket)
+        log = v2vdir.log("output", each.disk.index)
+        await servers.start(f"out{each.disk.index}", command, log=log)
+    mine = {each.disk.index for each in disks}
+    others = [target for target in v2vdir.state.targets if target.index not in mine]
+    v2vdir.update(targets=[*others, *(TargetExport(index=index) for index in sorted(mine))])
 
 
 async def finish(v2vdir: V2VDir, paths: Sequence[Path]) -> None:
@@ -86,7 +137,7 @@ async def finish(v2vdir: V2VDir, paths: Sequence[Path]) -> None:
         if str(path) not in known:
             raise TargetError(
                 f"‘{path}’ is not among the outputs of this run",
-                hint="the output must be set up first, with the same -oo disk",
+                hint="the output must be set up first, with the same options",
             )
         await files.sync(path)
 
@@ -109,7 +160,7 @@ def abandon(v2vdir: V2VDir, reporter: Reporter) -> None:
             v2vdir.forget_object(made)
 
 
-async def _size(path: Path, format_: Literal["raw", "qcow2"]) -> int:
+async def _size(path: Path, format_: Format) -> int:
     """Return the virtual size of a disk that may be written.
 
     Raises:
@@ -118,13 +169,13 @@ async def _size(path: Path, format_: Literal["raw", "qcow2"]) -> int:
     try:
         mode = path.stat().st_mode
         if not stat.S_ISREG(mode) and not stat.S_ISBLK(mode):
-            raise UsageError(f"-oo disk=‘{path}’ is neither a file nor a block device")
+            raise UsageError(f"‘{path}’ is neither a file nor a block device")
         # O_EXCL: the kernel refuses a device that is mounted or belongs to another one.
         exclusive = os.O_EXCL if stat.S_ISBLK(mode) else 0
         descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | exclusive)
     except FileNotFoundError as error:
         raise UsageError(
-            f"-oo disk=‘{path}’ does not exist",
+            f"‘{path}’ does not exist",
             hint="make it first, or leave out -oo create=false",
         ) from error
     except OSError as error:
@@ -134,6 +185,10 @@ async def _size(path: Path, format_: Literal["raw", "qcow2"]) -> int:
             ) from error
         raise files.target_error("write", path, error) from error
     try:
+        if stat.S_ISBLK(mode) and _is_read_only(descriptor):
+            raise TargetError(
+                f"‘{path}’ is read-only", hint=f"blockdev --setrw {shlex.quote(str(path))}"
+            )
         size = os.lseek(descriptor, 0, os.SEEK_END)
     finally:
         os.close(descriptor)
@@ -147,16 +202,74 @@ async def _size(path: Path, format_: Literal["raw", "qcow2"]) -> int:
         ) from error
     if info.backing_file is not None:
         raise UsageError(
-            f"-oo disk=‘{path}’ has a backing file, which the guest would see through",
+            f"‘{path}’ has a backing file, which the guest would see through",
             hint="name one that has none",
         )
     return info.virtual_size
 
 
-def _emptying(path: Path, size: int, format_: Literal["raw", "qcow2"]) -> str:
+def _is_read_only(device: int) -> bool:
+    """Whether the kernel would refuse writes; it lets root open a read-only device for them."""
+    answer = bytearray(struct.calcsize("i"))
+    fcntl.ioctl(device, _BLKROGET, answer)
+    return bool(struct.unpack("i", answer)[0])
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """A part of a disk, or a file. ``whole`` names that; ``backing``: the file of a loop device."""
+
+    whole: tuple[str, int, int]
+    start: float = 0
+    end: float = float("inf")
+    backing: str | None = None
+
+
+def _share(path: Path, other: Path) -> bool:
+    """Whether writing to ``path`` changes ``other``: the same thing, a partition of it, its disk.
+
+    What lies behind LVM, RAID and the like is in use by them, which ``_size`` notices.
+    """
+    try:
+        ours, theirs = _part(path), _part(other)
+    except OSError:
+        return False
+    if ours.whole == theirs.whole:
+        return ours.start < theirs.end and theirs.start < ours.end
+    with suppress(OSError):
+        if ours.backing is not None and Path(ours.backing).samefile(other):
+            return True
+    with suppress(OSError):
+        if theirs.backing is not None and Path(theirs.backing).samefile(path):
+            return True
+    return False
+
+
+def _part(path: Path) -> _Part:
+    status = path.stat()
+    if not stat.S_ISBLK(status.st_mode):
+        return _Part(("file", status.st_dev, status.st_ino))
+    number = (os.major(status.st_rdev), os.minor(status.st_rdev))
+    folder = (_SYS_BLOCK / f"{number[0]}:{number[1]}").resolve()
+    start, end = 0.0, float("inf")
+    with suppress(OSError, ValueError):
+        if (folder / "partition").exists():
+            start = int((folder / "start").read_text()) * _SECTOR
+            end = start + int((folder / "size").read_text()) * _SECTOR
+            folder = folder.parent
+            major, _, minor = (folder / "dev").read_text().strip().partition(":")
+            number = int(major), int(minor)
+    backing = None
+    with suppress(OSError):
+        backing = (folder / "loop" / "backing_file").read_text().rstrip("\n")
+    return _Part(("disk", *number), start, end, backing)
+
+
+def _emptying(path: Path, size: int, format_: Format) -> str:
     quoted = shlex.quote(str(path))
     if path.is_block_device():
-        return f"blkdiscard --force {quoted}"
+        # Zeroes, not only a discard: not every device can, nor reads as zeroes after it.
+        return f"blkdiscard --force --zeroout {quoted}"
     if format_ == "qcow2":
         return f"qemu-img create -f qcow2 {quoted} {size}"
     return f"truncate --size=0 {quoted} && truncate --size={size} {quoted}"

@@ -43,13 +43,17 @@ class Document:
 
 @dataclass(frozen=True, slots=True)
 class FileDisks:
-    """Disks in ``directory``; ``name`` is the output's, for messages (``-o local``)."""
+    """Disks in ``directory``; ``name`` is the output's, for messages (``-o local``).
+
+    ``compat`` is of qcow2. Methods that begin with an underscore are for subclasses to change.
+    """
 
     directory: Path
     name: str
     format: Format = "raw"
     is_preallocated: bool = False
     is_compressed: bool = False
+    compat: Literal["0.10", "1.1"] = "1.1"
 
     @classmethod
     def parse(cls, options: OutputOptions, name: str) -> Self:
@@ -97,12 +101,10 @@ class FileDisks:
             raise TargetError(f"-os ‘{directory}’: you may not write there")
         (await nbdkit.probe()).require(plugin="file")
 
-    def check_room(
-        self, finals: Sequence[Path], disks: Sequence[SourceDisk], reporter: Reporter
-    ) -> None:
-        """Check the files that will be made or replaced, and the room there is.
+    def check_finals(self, finals: Sequence[Path], disks: Sequence[SourceDisk]) -> None:
+        """Check the files that will be made or replaced, disks and documents.
 
-        ``finals``: all of them, disks and documents.
+        ``disks``: all of the source's, which none of them may be.
 
         Raises:
             TargetError, UsageError
@@ -114,6 +116,13 @@ class FileDisks:
                 raise TargetError(
                     f"‘{final}’ is a directory", hint="move it, or give another name: -on NAME"
                 )
+
+    def check_room(self, disks: Sequence[SourceDisk], reporter: Reporter) -> None:
+        """Check that there is room in ``directory`` for these disks.
+
+        Raises:
+            TargetError
+        """
         free = files.free_space(self.directory)
         if self.is_preallocated:
             needed = sum(disk.size for disk in disks)
@@ -158,18 +167,13 @@ class FileDisks:
         Raises:
             TargetError: nothing has got its name.
         """
-        made = _made(v2vdir, finals)
+        made = made_disks(v2vdir, finals)
         for document in documents:
             temporary = files.temporary_for(document.final)
             record = OutputFile(temporary=str(temporary), final=str(document.final))
             v2vdir.add_output(record)
-            files.make_empty(temporary)
             try:
-                temporary.write_bytes(document.content)
-                if document.is_executable:
-                    # As chmod +x: whoever may read it may run it.
-                    mode = temporary.stat().st_mode
-                    temporary.chmod(mode | (mode & 0o444) >> 2)
+                self._write(temporary, document)
             except OSError as error:
                 raise files.target_error("write", temporary, error) from error
             made.append(record)
@@ -177,9 +181,30 @@ class FileDisks:
             await files.sync(Path(file.temporary))
         # No await from here on, so that no cancellation comes between two of the renames.
         files.publish(v2vdir, made)
+        self._close(v2vdir)
+
+    def _make_file(self, path: Path) -> None:
+        """Make the empty file of a disk."""
+        files.make_empty(path)
+
+    def _write(self, path: Path, document: Document) -> None:
+        """Make and write the file of a document.
+
+        Raises:
+            OSError, TargetError
+        """
+        files.make_empty(path)
+        path.write_bytes(document.content)
+        if document.is_executable:
+            # As chmod +x: whoever may read it may run it.
+            mode = path.stat().st_mode
+            path.chmod(mode | (mode & 0o444) >> 2)
+
+    def _close(self, v2vdir: V2VDir) -> None:
+        """Do what is left when all files have their names. Must not fail."""
 
     async def _make_disk(self, path: Path, size: int) -> None:
-        files.make_empty(path)
+        self._make_file(path)
         if self.format == "raw":
             await files.make_raw(path, size, preallocated=self.is_preallocated)
             return
@@ -187,16 +212,14 @@ class FileDisks:
             # qemu-nbd compresses whole clusters, and refuses an image that ends within one.
             size = -(-size // qemu_nbd.CLUSTER_SIZE) * qemu_nbd.CLUSTER_SIZE
         try:
-            if self.is_preallocated:
-                if size > files.free_space(path.parent):
-                    raise TargetError(
-                        f"can't give {size} bytes to ‘{path}’: no space left",
-                        hint="free space there, or give another directory: -os DIR",
-                    )
-                # Clusters are reserved without being written: they read as zeroes at once.
-                await qemu_img.create_qcow2(path, size, preallocation="falloc")
-            else:
-                await qemu_img.create_qcow2(path, size)
+            if self.is_preallocated and size > files.free_space(path.parent):
+                raise TargetError(
+                    f"can't give {size} bytes to ‘{path}’: no space left",
+                    hint="free space there, give another -os DIR, or leave out -oa preallocated",
+                )
+            # Clusters are reserved without being written: they read as zeroes at once.
+            preallocation: Literal["falloc", "off"] = "falloc" if self.is_preallocated else "off"
+            await qemu_img.create_qcow2(path, size, preallocation=preallocation, compat=self.compat)
         except qemu_img.ImageError as error:
             raise TargetError(error.message, hint="is there room in -os DIR?") from error
 
@@ -222,14 +245,18 @@ class FileDisks:
         return [directory / f"{name}-sd{drive_letters(i)}" for i in range(count)]
 
 
-def _made(v2vdir: V2VDir, finals: Sequence[Path]) -> list[OutputFile]:
-    """Return the records of the disks, in order; setup may have run in another process."""
+def made_disks(v2vdir: V2VDir, finals: Sequence[Path]) -> list[OutputFile]:
+    """Return the records of the disks, in order; setup may have run in another process.
+
+    Raises:
+        TargetError: setup has not made one of them.
+    """
     records = {record.final: record for record in v2vdir.state.outputs}
     missing = [path for path in finals if str(path) not in records]
     if missing:
         raise TargetError(
             f"‘{missing[0]}’ is not among the outputs of this run",
-            hint="the output must be set up first, with the same -os and -on",
+            hint="the output must be set up first, with the same options",
         )
     return [records[str(path)] for path in finals]
 

@@ -12,7 +12,7 @@ cluster are, and are written in place.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Self
@@ -24,12 +24,9 @@ from v2v_async.errors import TargetError, UsageError
 from v2v_async.events import Reporter
 from v2v_async.model import SourceDisk, SourceGuest, TargetGuest
 from v2v_async.options import OutputOptions
-from v2v_async.output import existing_disks
 from v2v_async.output.directory import DirectoryOutput
 from v2v_async.output.file_disks import COMPRESSED_HELP, Document, FileDisks, parse_bool
 from v2v_async.output.kubevirt_yaml import compliant_name, virtual_machine
-from v2v_async.server import Servers
-from v2v_async.v2vdir import V2VDir
 
 DISK_HELP = "where a disk goes, in place of DIR/NAME-sdX; once for each disk"
 CREATE_HELP = (
@@ -112,42 +109,16 @@ class KubevirtOutput(DirectoryOutput):
         document = self.document_path(name)
         if document in self.places:
             raise UsageError(f"-oo disk=‘{document}’ is where the YAML goes")
-        if not self.is_created:
-            await existing_disks.check(self.places, source.disks, self.disks.format)
-            self.disks.check_room([document], [], reporter)
-            return
-        paths = self.disk_paths(len(source.disks), name)
-        self.disks.check_room([document], [], reporter)
-        for folder, disks in _by_file_system(paths, source.disks).items():
-            there = [path for path, _ in disks]
-            replace(self.disks, directory=folder).check_room(
-                there, [disk for _, disk in disks], reporter
-            )
+        await super().check_source(source, name, reporter)
 
-    async def setup(
-        self, v2vdir: V2VDir, source: SourceGuest, name: str, servers: Servers, reporter: Reporter
-    ) -> None:
-        """Serve new disks under hidden names, or those that are there already."""
-        if self.is_created:
-            await super().setup(v2vdir, source, name, servers, reporter)
-            return
-        await self.check_source(source, name, reporter)
-        await existing_disks.setup(v2vdir, self.places, source.disks, self.disks.format, servers)
+    def check_room(self, disks: Mapping[Path, SourceDisk], reporter: Reporter) -> None:
+        """Check each file system that disks go to."""
+        for folder, there in _by_file_system(disks).items():
+            replace(self.disks, directory=folder).check_room(there, reporter)
 
-    async def finalize(self, v2vdir: V2VDir, target: TargetGuest, reporter: Reporter) -> None:
-        """Write the YAML, have everything on the disk, then give all files their names."""
-        if self.is_created:
-            await super().finalize(v2vdir, target, reporter)
-            return
-        await existing_disks.finish(v2vdir, self.places)
-        documents = self.documents(target, self.places, reporter)
-        await self.disks.publish(v2vdir, [], documents)
-        existing_disks.release(v2vdir)
-
-    async def abandon(self, v2vdir: V2VDir, reporter: Reporter) -> None:
-        """Remove what this run made; say what it only wrote to."""
-        await super().abandon(v2vdir, reporter)
-        existing_disks.abandon(v2vdir, reporter)
+    def existing(self, path: Path) -> Path | None:
+        """Return the disk itself where none are made."""
+        return super().existing(path) if self.is_created else path
 
     def documents(
         self, target: TargetGuest, paths: Sequence[Path], reporter: Reporter
@@ -177,13 +148,11 @@ class KubevirtOutput(DirectoryOutput):
         return super().document_path(compliant_name(name))
 
 
-def _by_file_system(
-    paths: Sequence[Path], disks: Sequence[SourceDisk]
-) -> dict[Path, list[tuple[Path, SourceDisk]]]:
+def _by_file_system(disks: Mapping[Path, SourceDisk]) -> dict[Path, list[SourceDisk]]:
     """Return the disks that share a file system, under a folder of it."""
     folders: dict[int, Path] = {}
-    found: dict[Path, list[tuple[Path, SourceDisk]]] = {}
-    for path, disk in zip(paths, disks, strict=True):
+    found: dict[Path, list[SourceDisk]] = {}
+    for path, disk in disks.items():
         folder = folders.setdefault(path.parent.stat().st_dev, path.parent)
-        found.setdefault(folder, []).append((path, disk))
+        found.setdefault(folder, []).append(disk)
     return found

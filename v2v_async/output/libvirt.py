@@ -29,19 +29,14 @@ import anyio.lowlevel
 
 from v2v_async.errors import TargetError, UsageError, V2VError
 from v2v_async.events import Reporter
-from v2v_async.libvirt_connection import (
-    TARGET,
-    FoundPool,
-    LibvirtConnection,
-    connected,
-    is_remote,
-)
+from v2v_async.libvirt_connection import is_remote
 from v2v_async.model import SourceGuest, TargetGuest
 from v2v_async.options import OutputOptions
 from v2v_async.output import files
 from v2v_async.output.contract import Output
 from v2v_async.output.domain_xml import TargetDisk, domain_xml
 from v2v_async.output.file_disks import COMPRESSED_HELP, FileDisks, check_name
+from v2v_async.output.libvirt_calls import FoundPool, TargetConnection, connected
 from v2v_async.output.libvirt_host import Fitted, NetworkState, Place, ask_offer, fit, with_uuid
 from v2v_async.output.libvirt_pool import DEFAULT_POOL, find_pool, virsh
 from v2v_async.redact import redact
@@ -58,7 +53,7 @@ _UNDO_TIMEOUT_S = 40.0
 class _Found:
     """The target, reached: the pool, and the disks in its directory."""
 
-    connection: LibvirtConnection
+    connection: TargetConnection
     pool: FoundPool
     disks: FileDisks
 
@@ -114,10 +109,11 @@ class LibvirtOutput(Output):
         check_name(name)
         paths = found.disks.disk_paths(len(source.disks), name)
         await self._refuse_taken(found.connection, name, paths)
-        found.disks.check_room(paths, source.disks, reporter)
+        found.disks.check_finals(paths, source.disks)
+        found.disks.check_room(source.disks, reporter)
 
     async def _refuse_taken(
-        self, connection: LibvirtConnection, name: str, paths: Sequence[Path]
+        self, connection: TargetConnection, name: str, paths: Sequence[Path]
     ) -> None:
         if await connection.has_domain(name):
             raise TargetError(
@@ -231,7 +227,7 @@ class LibvirtOutput(Output):
         problem = f"no answer within {_UNDO_TIMEOUT_S:.0f} s"
         with anyio.move_on_after(_UNDO_TIMEOUT_S, shield=True):
             try:
-                async with connected(self.uri, self._password, TARGET) as connection:
+                async with connected(self.uri, self._password) as connection:
                     for made in guests:
                         await connection.undefine(made.name)
                         v2vdir.forget_object(made)
@@ -252,7 +248,7 @@ class LibvirtOutput(Output):
     @asynccontextmanager
     async def _found(self) -> AsyncIterator[_Found]:
         """Have a connection to the host, and the pool looked up."""
-        async with connected(self.uri, self._password, TARGET) as connection:
+        async with connected(self.uri, self._password) as connection:
             pool = await find_pool(connection, self.uri, self.storage)
             assert pool.path is not None
             directory = Path(pool.path)

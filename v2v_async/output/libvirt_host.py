@@ -22,9 +22,9 @@ from lxml import etree
 
 from v2v_async.errors import TargetError
 from v2v_async.kvm import probe_kvm
-from v2v_async.libvirt_connection import LibvirtConnection
 from v2v_async.model import Guestcaps, TargetGuest
 from v2v_async.output.domain_xml import Host, display_of, machine_of
+from v2v_async.output.libvirt_calls import TargetConnection
 from v2v_async.output.uefi import UefiFirmware, find_uefi
 
 NetworkState = Literal["active", "inactive", "absent"]
@@ -72,7 +72,7 @@ class Fitted:
 
 
 async def ask_offer(
-    connection: LibvirtConnection, target: TargetGuest, *, is_here: bool = True
+    connection: TargetConnection, target: TargetGuest, *, is_here: bool = True
 ) -> Offer:
     """Return what the host, which may be this machine, offers to guests like this one.
 

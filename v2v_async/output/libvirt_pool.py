@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from v2v_async.errors import TargetError
-from v2v_async.libvirt_connection import FoundPool, LibvirtConnection
+from v2v_async.output.libvirt_calls import FoundPool, TargetConnection
 from v2v_async.redact import redact
 
 DEFAULT_POOL = "default"
@@ -18,7 +18,7 @@ DEFAULT_POOL = "default"
 _KINDS = ("dir", "fs", "netfs")
 
 
-async def find_pool(connection: LibvirtConnection, uri: str | None, storage: str) -> FoundPool:
+async def find_pool(connection: TargetConnection, uri: str | None, storage: str) -> FoundPool:
     """Return the pool; it is active, and has an absolute ``path``. ``uri`` is for hints.
 
     Raises:

@@ -3,6 +3,7 @@
 ::
 
     DIR/NAME-sda  DIR/NAME-sdb …  DIR/NAME.xml       as virt-v2v names them
+                  └─> /dev/VG/LV                     or links to block devices that are written
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from v2v_async.output.domain_xml import TargetDisk, domain_xml
 from v2v_async.output.file_disks import COMPRESSED_HELP, Document
 from v2v_async.output.uefi import uefi_for
 
+_WITHOUT_UEFI = "the XML leaves the choice to libvirt, which needs OVMF (x86-64) or AAVMF (aarch64)"
+
 
 class LocalOutput(DirectoryOutput):
     """Files in a directory."""
@@ -30,8 +33,9 @@ class LocalOutput(DirectoryOutput):
     ) -> list[Document]:
         """Return the XML."""
         disks = {
-            disk.index: TargetDisk(str(path), self.disks.format)
+            disk.index: TargetDisk(str(path), self.disks.format, is_block=path.is_block_device())
             for disk, path in zip(target.source.disks, paths, strict=True)
         }
-        xml = domain_xml(target, disks, uefi_for(target, reporter))
+        uefi = uefi_for(target, reporter, without=_WITHOUT_UEFI)
+        xml = domain_xml(target, disks, uefi)
         return [Document(self.document_path(target.name), xml)]

@@ -24,11 +24,15 @@ from v2v_async.output.directory import DirectoryOutput
 from v2v_async.output.domain_xml import TargetDisk
 from v2v_async.output.file_disks import COMPRESSED_HELP, Document, FileDisks, parse_bool
 from v2v_async.output.qemu_script import qemu_script
-from v2v_async.output.uefi import UefiFirmware, find_uefi
+from v2v_async.output.uefi import uefi_for
 from v2v_async.v2vdir import V2VDir
 
 QEMU_BOOT_HELP = "start the guest in the background when it is converted"
 """What ``-oo ?`` says of ``qemu-boot``."""
+_WITHOUT_UEFI = (
+    "before the script is run, install OVMF (x86-64) or AAVMF (aarch64) and name its two files in "
+    "QEMU_UEFI_CODE and QEMU_UEFI_VARS"
+)
 
 
 class QemuOutput(DirectoryOutput):
@@ -81,7 +85,9 @@ class QemuOutput(DirectoryOutput):
         variables = self.document_path(target.name).with_name(
             f"{target.name}-{secrets.token_hex(4)}.vars"
         )
-        script = qemu_script(target, disks, _uefi(target, reporter), variables)
+        script = qemu_script(
+            target, disks, uefi_for(target, reporter, without=_WITHOUT_UEFI), variables
+        )
         return [Document(self.document_path(target.name), script, is_executable=True)]
 
     async def finalize(self, v2vdir: V2VDir, target: TargetGuest, reporter: Reporter) -> None:
@@ -102,16 +108,3 @@ class QemuOutput(DirectoryOutput):
             reporter.warning(f"the guest was made, but ‘{script}’ can't be started: {error}")
             return
         reporter.message(f"the guest is booting as process {guest.pid}; its console is in ‘{log}’")
-
-
-def _uefi(target: TargetGuest, reporter: Reporter) -> UefiFirmware | None:
-    if target.firmware != "uefi":
-        return None
-    uefi = find_uefi(target.guestcaps.arch, secure=target.secure_boot)
-    if uefi is None:
-        reporter.warning(
-            "the guest needs UEFI, and no such firmware was found here: before the script is run, "
-            "install OVMF (x86-64) or AAVMF (aarch64) and name its two files in QEMU_UEFI_CODE and "
-            "QEMU_UEFI_VARS"
-        )
-    return uefi

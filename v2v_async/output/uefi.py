@@ -63,17 +63,15 @@ def find_uefi(
     return None
 
 
-def uefi_for(target: TargetGuest, reporter: Reporter) -> UefiFirmware | None:
+def uefi_for(target: TargetGuest, reporter: Reporter, *, without: str) -> UefiFirmware | None:
     """Return the firmware for a guest that needs UEFI; None, with a warning, where there is none.
 
-    Also None, without a warning, for a guest that needs none.
+    Also None, without a warning, for a guest that needs none. ``without`` says what follows from
+    there being none, and what to do.
     """
     if target.firmware != "uefi":
         return None
     uefi = find_uefi(target.guestcaps.arch, secure=target.secure_boot)
     if uefi is None:
-        reporter.warning(
-            "the guest needs UEFI, and no such firmware was found here: the XML leaves the "
-            "choice to libvirt, which needs OVMF (x86-64) or AAVMF (aarch64)"
-        )
+        reporter.warning(f"the guest needs UEFI, and no such firmware was found here: {without}")
     return uefi

@@ -31,7 +31,7 @@ from v2v_async.input.checking import (
     with_sizes,
 )
 from v2v_async.input.contract import Input
-from v2v_async.input.image import PluginImage
+from v2v_async.input.image import RETRY, PluginImage
 from v2v_async.input.libvirt.checksum import Checksum, verify_checksums
 from v2v_async.input.libvirt.domain_xml import Domain, DomainDisk
 from v2v_async.input.overlay import (
@@ -207,4 +207,4 @@ def curl_image(url: str, *, verify: bool = True) -> PluginImage:
     parameters = [f"url={url}", f"timeout={HTTP_TIMEOUT_S}", "protocols=http,https"]
     if not verify:
         parameters.append("sslverify=false")
-    return PluginImage("curl", tuple(parameters), url, filters=("retry",))
+    return PluginImage("curl", tuple(parameters), url, retry=RETRY)

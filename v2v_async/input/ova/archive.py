@@ -27,8 +27,8 @@ from pathlib import Path
 from typing import IO, ClassVar
 
 from v2v_async.errors import SourceError
+from v2v_async.input.image_header import HEAD, TAIL
 from v2v_async.input.ova.gunzip import PIECE, Read, unpacked
-from v2v_async.input.ova.image_header import HEAD, TAIL
 from v2v_async.input.ova.tar_headers import Member, TarReader
 from v2v_async.input.ova.work import Work
 from v2v_async.units import format_size

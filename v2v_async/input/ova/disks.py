@@ -19,8 +19,8 @@ from v2v_async.errors import SourceError, V2VError
 from v2v_async.events import Reporter
 from v2v_async.input.checking import FORMATS, CheckedDisk
 from v2v_async.input.image import DiskSource, FileImage, PluginImage, backing_name
+from v2v_async.input.image_header import HEAD, TAIL, ImageHeader, read_header
 from v2v_async.input.ova.archive import Archive
-from v2v_async.input.ova.image_header import HEAD, TAIL, ImageHeader, read_header
 from v2v_async.input.ova.members import beside, chunks, find_disk
 from v2v_async.input.ova.ovf import OvfDisk
 from v2v_async.input.ova.tar_headers import BLOCK, Member
@@ -124,7 +124,8 @@ class DiskFinder:
             )
         found = []
         for extent in header.extents:
-            other = beside(archive.members, member, extent.name, archive.shown)
+            assert extent.file_name is not None, "those without a file are left out"
+            other = beside(archive.members, member, extent.file_name, archive.shown)
             if extent.is_sparse:
                 work = Work()
                 content = archive.content(other, work, self._room, gunzip=False)

@@ -24,6 +24,7 @@ from v2v_async.errors import DependencyError, SourceError, UsageError
 from v2v_async.events import Reporter
 from v2v_async.input.checking import CheckedDisk, check_each, raise_problems, with_sizes
 from v2v_async.input.contract import Input
+from v2v_async.input.naming import DISK_SUFFIXES, name_after
 from v2v_async.input.ova import manifest as manifests
 from v2v_async.input.ova import ovf as descriptions
 from v2v_async.input.ova.archive import Archive, check_room
@@ -48,8 +49,7 @@ from v2v_async.options import InputOptions
 from v2v_async.server import Servers
 from v2v_async.v2vdir import V2VDir, default_parent
 
-_SUFFIXES = (".img", ".ova", ".qcow2", ".raw", ".vmdk", "-sda")
-"""What virt-v2v takes off a file's name to get the guest's; only one of them."""
+_SUFFIXES = (*DISK_SUFFIXES, ".ova", ".ovf")
 
 
 class OvaInput(Input):
@@ -246,13 +246,8 @@ class OvaInput(Input):
 
 
 def guest_name(path: Path) -> str:
-    """Return the guest's name from the OVA's, as virt-v2v makes it."""
-    name = path.absolute().name
-    for suffix in (*_SUFFIXES, ".ovf"):
-        if name.endswith(suffix):
-            name = name.removesuffix(suffix)
-            break
-    return name or "guest"
+    """Return the guest's name from the OVA's."""
+    return name_after(path.absolute().name, _SUFFIXES)
 
 
 def _is_unicode(path: Path) -> bool:

@@ -6,16 +6,15 @@ libvirt's esx driver asks the server what the guest is; the subclasses read its 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Awaitable, Callable, Sequence
+from types import MappingProxyType
 from typing import ClassVar, Self
 
-from v2v_async import nbdkit
 from v2v_async.errors import SourceError, UsageError
 from v2v_async.events import Reporter
 from v2v_async.input.checking import CheckedDisk, check_each, with_disks, with_sizes
 from v2v_async.input.contract import Input
-from v2v_async.input.image import PluginImage
+from v2v_async.input.image import RETRY, Retry
 from v2v_async.input.libvirt.domain_xml import Domain, parse_domain
 from v2v_async.input.overlay import OverlayKind, choose, overlay_option
 from v2v_async.input.vmware.uri import VmwareUri, parse_uri
@@ -26,16 +25,12 @@ from v2v_async.secret import Secret
 from v2v_async.server import Servers
 from v2v_async.v2vdir import V2VDir
 
-RETRY: Mapping[str, tuple[str, ...]] = {
-    "retry": ("retries=5", "retry-delay=2", "retry-exponential=yes"),
-    "retry-request": ("retry-request-retries=4", "retry-request-delay=5"),
-}
-"""Filters from the client to the plugin, and their parameters.
-
-The one nearest to the plugin tries each request, and the opening of a disk, again for 20 s: a new
-connection is given up at once otherwise, and within 30 s here. The other one opens the disk anew
-and begins again, for as long as 2 + 4 + 8 + 16 + 32 s more: together a server may be away for three
-minutes."""
+SERVER_RETRY: Retry = MappingProxyType(
+    {**RETRY, "retry-request": ("retry-request-retries=4", "retry-request-delay=5")}
+)
+"""The filter nearest to the plugin tries each request, and the opening of a disk, again for 20 s: a
+new connection is given up at once otherwise, and within 30 s here. The other one begins again after
+that: together a server may be away for three minutes."""
 
 # What libvirt's esx driver and libcurl say, and what to do then.
 _HINTS = (
@@ -63,22 +58,13 @@ def _hint(message: str) -> str | None:
     return next((hint for said, hint in _HINTS if said in reason), None)
 
 
-def persistent(image: PluginImage, features: nbdkit.Features) -> PluginImage:
-    """Return the same image behind those of the RETRY filters that this nbdkit has."""
-    filters = [name for name in RETRY if features.has_filter(name)]
-    parameters = [word for name in filters for word in RETRY[name]]
-    return replace(
-        image,
-        filters=(*image.filters, *filters),
-        parameters=(*image.parameters, *parameters),
-    )
-
-
 class VmwareInput(Input):
     """One guest of a vCenter or ESXi server."""
 
     kind: ClassVar[str]
     """It, as messages name it."""
+    retry: ClassVar[Retry] = SERVER_RETRY
+    """What its disks are read with."""
 
     def __init__(
         self,

@@ -27,7 +27,7 @@ from v2v_async.input.checking import CheckedDisk
 from v2v_async.input.image import DiskSource, PluginImage
 from v2v_async.input.libvirt.domain_xml import Domain, DomainDisk
 from v2v_async.input.overlay import OVERLAY_HELP, serve_overlays
-from v2v_async.input.vmware.server_guest import VmwareInput, persistent
+from v2v_async.input.vmware.server_guest import VmwareInput
 from v2v_async.input.vmware.uri import DatastorePath, parse_datastore_path
 from v2v_async.server import Servers
 from v2v_async.v2vdir import V2VDir
@@ -150,8 +150,7 @@ class VCenterInput(VmwareInput):
                 )
         return SourceError(f"‘{login.address}’ answers {told} for ‘{path.content}’")
 
-    @staticmethod
-    def _image(login: vsphere.Login, url: str, shown: str) -> PluginImage:
+    def _image(self, login: vsphere.Login, url: str, shown: str) -> PluginImage:
         parameters = [f"url={url}", "protocols=https", f"timeout={REQUEST_TIMEOUT_S}"]
         if not login.verify:
             parameters.append("sslverify=false")
@@ -162,20 +161,20 @@ class VCenterInput(VmwareInput):
             "curl",
             (*parameters, "proxy="),
             shown,
+            retry=self.retry,
         )
 
     async def _serve(self, v2vdir: V2VDir, servers: Servers) -> list[int]:
         program = vsphere.write_login(v2vdir.path / "vcenter", self._login, self._cookie)
-        features = await nbdkit.probe()
         return await serve_overlays(
-            [_with_session(disk.source, program, features) for disk in self._checked],
+            [_with_session(disk.source, program) for disk in self._checked],
             self._overlay,
             v2vdir,
             servers,
         )
 
 
-def _with_session(source: DiskSource, program: Path, features: nbdkit.Features) -> DiskSource:
+def _with_session(source: DiskSource, program: Path) -> DiskSource:
     image = source.image
     assert isinstance(image, PluginImage)
     session = (
@@ -183,4 +182,4 @@ def _with_session(source: DiskSource, program: Path, features: nbdkit.Features) 
         f"cookie-script-renew={RENEW_S}",
     )
     logged_in = replace(image, parameters=(*image.parameters, *session))
-    return replace(source, image=persistent(logged_in, features))
+    return replace(source, image=logged_in)

@@ -27,7 +27,7 @@ from v2v_async.input.image import DiskSource, PluginImage
 from v2v_async.input.libvirt.domain_xml import Domain, DomainDisk
 from v2v_async.input.overlay import OVERLAY_HELP, serve_overlays
 from v2v_async.input.probing import check_plugin
-from v2v_async.input.vmware.server_guest import VmwareInput, persistent
+from v2v_async.input.vmware.server_guest import VmwareInput
 from v2v_async.input.vmware.vddk_options import OPTION_HELP, VddkOptions, parse_vddk_options
 from v2v_async.options import InputOptions
 from v2v_async.redact import redact
@@ -151,11 +151,10 @@ class VddkInput(VmwareInput):
         return CheckedDisk(replace(checked.source, image=self._image(file)), shown)
 
     async def _serve(self, v2vdir: V2VDir, servers: Servers) -> list[int]:
-        features = await nbdkit.probe()
         # nbdkit has read the password when it serves: the file goes when all servers have started.
         with secret_file(v2vdir.path, self._password, "vddk") as password_file:
             return await serve_overlays(
-                [_with_login(disk.source, password_file, features) for disk in self._checked],
+                [_with_login(disk.source, password_file) for disk in self._checked],
                 self._overlay,
                 v2vdir,
                 servers,
@@ -174,15 +173,16 @@ class VddkInput(VmwareInput):
             (*parameters, *(word for words in self._filters.values() for word in words)),
             redact(file),
             filters=tuple(self._filters),
+            retry=self.retry,
         )
 
 
-def _with_login(source: DiskSource, password_file: Path, features: nbdkit.Features) -> DiskSource:
+def _with_login(source: DiskSource, password_file: Path) -> DiskSource:
     image = source.image
     assert isinstance(image, PluginImage)
     login = f"password=+{password_file}"
     logged_in = replace(image, parameters=(*image.parameters, login))
-    return replace(source, image=persistent(logged_in, features))
+    return replace(source, image=logged_in)
 
 
 def _has_library(folder: Path) -> bool:

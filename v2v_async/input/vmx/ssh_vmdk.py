@@ -14,17 +14,19 @@ import posixpath
 from v2v_async.errors import SourceError
 from v2v_async.input.checking import CheckedDisk
 from v2v_async.input.ssh_files import RemoteFile, check_image, opened, remote_source
-from v2v_async.input.vmx.vmdk_descriptor import (
+from v2v_async.input.vmdk_descriptor import (
     DELTA_MAGICS,
     MAX_SIZE,
-    SECTOR,
     SPARSE_MAGIC,
+    WHERE_QEMU_LOOKS,
     Descriptor,
     Extent,
     embedded_range,
     is_descriptor,
     parse_descriptor,
+    parse_embedded,
 )
+from v2v_async.qemu_img import SECTOR
 from v2v_async.ssh import LoginError, SshHost
 
 _HEAD = 512
@@ -60,7 +62,7 @@ async def check_remote_vmdk(host: SshHost, path: str) -> CheckedDisk:
                     hint="is it being copied just now?",
                 )
             size = await check_image(file, "raw")
-        return CheckedDisk(await remote_source(host, flat, "raw", size), host.uri(flat))
+        return CheckedDisk(remote_source(host, flat, "raw", size), host.uri(flat))
     except LoginError:
         raise
     except SourceError as error:
@@ -79,16 +81,16 @@ async def _whole(host: SshHost, path: str, file: RemoteFile, head: bytes) -> Che
             "it is not a VMDK",
             hint="the VMX file must name the disk's descriptor, not its -flat.vmdk",
         )
-    place = embedded_range(head)
-    if place is not None:
-        content = await file.read(place[1], place[0])
-        if content.strip(b"\0") and parse_descriptor(content).parent is not None:
-            raise SourceError("it is a snapshot", hint=_OTHER_WAYS)
+    place = embedded_range(head) or (0, 0)
+    contents = [await file.read(length, offset) for offset, length in (place, WHERE_QEMU_LOOKS)]
+    descriptor = parse_embedded(*contents)
+    if descriptor is not None and descriptor.parent is not None:
+        raise SourceError("it is a snapshot", hint=_OTHER_WAYS)
     if not any(head[12:20]):
         # The header tells of no data: qemu would follow the descriptor inside, on this machine.
         raise SourceError("its header says that it is empty")
     size = await check_image(file, "vmdk")
-    return CheckedDisk(await remote_source(host, path, "vmdk", size), host.uri(path))
+    return CheckedDisk(remote_source(host, path, "vmdk", size), host.uri(path))
 
 
 def _only_extent(descriptor: Descriptor) -> Extent:

@@ -6,20 +6,24 @@ import os
 import stat
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import BinaryIO
 
 from v2v_async.errors import SourceError
+from v2v_async.input import vmdk_descriptor
 from v2v_async.input.checking import CheckedDisk, check_file
-from v2v_async.input.vmx import vmdk_descriptor
-from v2v_async.input.vmx.vmdk_descriptor import (
+from v2v_async.input.vmdk_descriptor import (
     DELTA_MAGICS,
-    SECTOR,
+    DEVICES,
     SPARSE_MAGIC,
+    WHERE_QEMU_LOOKS,
     Descriptor,
     Extent,
     embedded_range,
     is_descriptor,
     parse_descriptor,
+    parse_embedded,
 )
+from v2v_async.qemu_img import SECTOR
 
 _MOST_IMAGES = 64
 """VMware allows 32 snapshots in a chain; this ends one that goes round."""
@@ -76,15 +80,12 @@ def _image(path: Path) -> _Image:
             raise SourceError(f"‘{path}’ is not a file")
         with path.open("rb") as file:
             head = file.read(_HEAD)
-            is_sparse = head.startswith(SPARSE_MAGIC)
             if is_descriptor(head):
                 content = head + file.read(vmdk_descriptor.MAX_SIZE)
-            elif is_sparse:
-                place = embedded_range(head)
-                if place is None:
-                    return _Image(path, None, True)
-                file.seek(place[0])
-                content = file.read(place[1])
+                return _Image(path, parse_descriptor(content), False)
+            if head.startswith(SPARSE_MAGIC):
+                place = embedded_range(head) or (0, 0)
+                contents = [_read(file, *at) for at in (place, WHERE_QEMU_LOOKS)]
             else:
                 raise SourceError(
                     f"‘{path}’ is not a VMDK" + _what_else(head, path),
@@ -99,13 +100,15 @@ def _image(path: Path) -> _Image:
             if isinstance(error, FileNotFoundError)
             else "check its mode",
         ) from error
-    if is_sparse and not content.strip(b"\0"):
-        return _Image(path, None, True)
-    descriptor = parse_descriptor(content)
     # qemu opens the extents of a descriptor that is inside a sparse file where the header says
     # that the file itself holds nothing.
-    has_capacity = not is_sparse or any(head[12:20])
-    return _Image(path, descriptor, is_sparse and has_capacity)
+    has_capacity = any(head[12:20])
+    return _Image(path, parse_embedded(*contents), has_capacity)
+
+
+def _read(file: BinaryIO, offset: int, length: int) -> bytes:
+    file.seek(offset)
+    return file.read(length)
 
 
 def _extents(path: Path, extents: list[Extent]) -> list[Path]:
@@ -115,7 +118,7 @@ def _extents(path: Path, extents: list[Extent]) -> list[Path]:
     folder = path.parent.resolve()
     files = []
     for extent in extents:
-        if extent.type in ("VMFSRDM", "VMFSRAW", "VMFSRAWDEVICEMAP", "VMFSPASSTHROUGHRAWDEVICEMAP"):
+        if extent.type in DEVICES:
             raise SourceError(
                 f"‘{path}’ is mapped to a device of its ESXi host (RDM), which is not here",
                 hint="convert the mapping to a disk in VMware, or use -it vddk",

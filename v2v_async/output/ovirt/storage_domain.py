@@ -23,13 +23,13 @@ from v2v_async.events import Reporter
 from v2v_async.model import SourceGuest, TargetGuest
 from v2v_async.options import OutputOptions
 from v2v_async.output.contract import Output
+from v2v_async.output.file_disks import made_disks
 from v2v_async.output.ovirt import nfs
 from v2v_async.output.ovirt.access import probe_access
 from v2v_async.output.ovirt.guest import check_guest, check_name, guest_documents, is_uuid, silent
 from v2v_async.output.ovirt.volumes import (
     VolumeDisks,
     finished_volume,
-    made_disks,
     make_folder,
     remove_made,
 )
@@ -173,7 +173,7 @@ class RhvOutput(Output):
             yield point
 
     def _check_room(self, domain: StorageDomain, source: SourceGuest, reporter: Reporter) -> None:
-        replace(self.disks, directory=domain.images).check_room([], source.disks, reporter)
+        replace(self.disks, directory=domain.images).check_room(source.disks, reporter)
 
 
 def find_domain(directory: Path, storage: str, reporter: Reporter) -> StorageDomain:

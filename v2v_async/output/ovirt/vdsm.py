@@ -21,10 +21,11 @@ from v2v_async.events import Reporter
 from v2v_async.model import SourceGuest, TargetGuest
 from v2v_async.options import OutputOptions
 from v2v_async.output.contract import Output
+from v2v_async.output.file_disks import made_disks
 from v2v_async.output.ovirt.access import Access, probe_access
 from v2v_async.output.ovirt.guest import check_guest, check_name, guest_documents, is_uuid, silent
 from v2v_async.output.ovirt.ovf import Flavour
-from v2v_async.output.ovirt.volumes import VolumeDisks, finished_volume, made_disks, remove_made
+from v2v_async.output.ovirt.volumes import VolumeDisks, finished_volume, remove_made
 from v2v_async.server import Servers
 from v2v_async.v2vdir import V2VDir
 
@@ -129,7 +130,8 @@ class VdsmOutput(Output):
                     hint="use -o rhv-upload",
                 )
         metas = [final.with_name(f"{final.name}.meta") for final in self.finals]
-        self.disks.check_room([*self.finals, *metas, self.ovf_path], source.disks, reporter)
+        self.disks.check_finals([*self.finals, *metas, self.ovf_path], source.disks)
+        self.disks.check_room(source.disks, reporter)
 
     async def setup(
         self, v2vdir: V2VDir, source: SourceGuest, name: str, servers: Servers, reporter: Reporter

@@ -13,14 +13,11 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
-from v2v_async import qemu_img
-from v2v_async.errors import TargetError
 from v2v_async.events import Reporter
 from v2v_async.output import files
 from v2v_async.output.file_disks import Document, FileDisks
@@ -33,13 +30,12 @@ _FOLDER = "folder"  # MadeObject.kind
 
 @dataclass(frozen=True, slots=True)
 class VolumeDisks(FileDisks):
-    """Disks below ``directory`` (…/images). ``mode`` is of each; ``compat`` is of qcow2."""
+    """Disks below ``directory`` (…/images). ``mode`` is of each."""
 
     access: Access = field(default_factory=Access)
     mode: int = 0o666
-    compat: Literal["0.10", "1.1"] = "1.1"
 
-    async def _make_disk(self, path: Path, size: int) -> None:
+    def _make_file(self, path: Path) -> None:
         with self.access.acting():
             files.make_empty(path)
         try:
@@ -48,66 +44,14 @@ class VolumeDisks(FileDisks):
             self.access.give(path, self.mode)
         except OSError as error:
             raise files.target_error("give away", path, error) from error
-        if self.format == "raw":
-            await files.make_raw(path, size, preallocated=self.is_preallocated)
-            return
-        if self.is_preallocated and size > files.free_space(path.parent):
-            raise TargetError(
-                f"can't give {size} bytes to ‘{path}’: no space left",
-                hint="free space there, or leave out -oa preallocated",
-            )
-        try:
-            await qemu_img.create_qcow2(
-                path,
-                size,
-                preallocation="falloc" if self.is_preallocated else "off",
-                compat=self.compat,
-            )
-        except qemu_img.ImageError as error:
-            raise TargetError(error.message, hint="is there room in -os DIR?") from error
 
-    async def publish(
-        self, v2vdir: V2VDir, finals: Sequence[Path], documents: Sequence[Document]
-    ) -> None:
-        """Write the documents, with their owner, and give all files their names at once.
+    def _write(self, path: Path, document: Document) -> None:
+        with self.access.acting():
+            FileDisks._write(self, path, document)
+        self.access.give(path, 0o644)
 
-        Raises:
-            TargetError: nothing has got its name.
-        """
-        made = made_disks(v2vdir, finals)
-        for document in documents:
-            temporary = files.temporary_for(document.final)
-            record = OutputFile(temporary=str(temporary), final=str(document.final))
-            v2vdir.add_output(record)
-            try:
-                with self.access.acting():
-                    files.make_empty(temporary)
-                    temporary.write_bytes(document.content)
-                self.access.give(temporary, 0o644)
-            except OSError as error:
-                raise files.target_error("write", temporary, error) from error
-            made.append(record)
-        for file in made:
-            await files.sync(Path(file.temporary))
-        # No await from here on, so that no cancellation comes between two of the renames.
-        files.publish(v2vdir, made)
+    def _close(self, v2vdir: V2VDir) -> None:
         close_folders(v2vdir, self.access)
-
-
-def made_disks(v2vdir: V2VDir, finals: Sequence[Path]) -> list[OutputFile]:
-    """Return the records of the disks with these final paths.
-
-    Raises:
-        TargetError: setup has not made one of them.
-    """
-    records = {record.final: record for record in v2vdir.state.outputs}
-    for path in finals:
-        if str(path) not in records:
-            raise TargetError(
-                f"‘{path}’ is not among the outputs of this run",
-                hint="the output must be set up first, with the same options",
-            )
-    return [records[str(path)] for path in finals]
 
 
 def finished_volume(disks: FileDisks, file: OutputFile, size: int) -> Volume:

@@ -1,9 +1,10 @@
-"""What a disk image from a stranger is, told from its first and last bytes before qemu opens it.
+"""What a disk image from elsewhere is, told from its first and last bytes before qemu opens it.
 
 qemu opens what an image names: a VMDK descriptor's extents, a qcow2's data file, backing files. In
-an image from a stranger that may be ``/etc/shadow``. So the format is found out here, it is told
-to qemu (which then probes nothing), and an image that names others is refused, but for a
-descriptor whose extents lie beside it in the same OVA.
+an image from a stranger that may be ``/etc/shadow``, and in one of another host it is a file of
+*that* host, which qemu would look for here. So the format is found out here, it is told to qemu
+(which then probes nothing), and an image that names others is refused, but for a descriptor whose
+extents lie beside it.
 
 Sources: the VMDK specification 5.0 (VMware), docs/interop/qcow2.rst of qemu, the VHD specification
 (Microsoft), block/vmdk.c of qemu for what is opened when.
@@ -16,6 +17,15 @@ import struct
 from dataclasses import dataclass
 
 from v2v_async.errors import SourceError
+from v2v_async.input.vmdk_descriptor import (
+    DEVICES,
+    PARENT_HINT,
+    WHERE_QEMU_LOOKS,
+    Extent,
+    embedded_range,
+    is_descriptor,
+    parse_descriptor,
+)
 from v2v_async.qemu_img import SECTOR
 
 HEAD = 1 << 18
@@ -33,32 +43,19 @@ _MAGIC = (
     (b"WithouFreSpacExt", "parallels"),
     (b"conectix", "vpc"),
 )
+_PARENT = re.compile(PARENT_HINT + rb'\s*=?\s*"?([^"\r\n]*)')  # but for the name, only shown
 _VDI_MAGIC = b"\x7f\x10\xda\xbe"  # at 64
 _VHD_FIXED, _VHD_DYNAMIC = 2, 3
 _QCOW2_DATA_FILE = 1 << 2
 _QED_BACKING = 1 << 0
 
-# access size type "name" offset. qemu opens only those of access RW, but the others have no
-# business outside either. It reads them by sscanf(3), to which every white space is the same.
-_EXTENT = re.compile(
-    rb'(?:RW|RDONLY|NOACCESS)\s+[+-]?([0-9]+)\s+([A-Za-z0-9]+)(?:\s*"([^"\r\n]*)")?'
-)
-_PARENT = re.compile(rb'parentFileNameHint\s*=?\s*"?([^"\r\n]*)')
-_DESCRIPTOR = 20 * SECTOR
-_EXTENT_TYPES = (b"FLAT", b"VMFS", b"SPARSE", b"VMFSSPARSE", b"SESPARSE", b"ZERO")
-
-
-@dataclass(frozen=True, slots=True)
-class Extent:
-    """A file that a VMDK descriptor names; ``is_sparse``: it has a header of its own."""
-
-    name: str
-    is_sparse: bool
-
 
 @dataclass(frozen=True, slots=True)
 class ImageHeader:
-    """``size`` is the virtual size in bytes, None where the header does not tell it."""
+    """``size`` is the virtual size in bytes, None where the header does not tell it.
+
+    ``extents``: those of a VMDK descriptor that have a file, which lies beside it.
+    """
 
     format: str
     size: int | None = None
@@ -87,7 +84,7 @@ def read_header(head: bytes, tail: bytes, size: int, what: str) -> ImageHeader:
             return _vdi(head, what)
     except struct.error as error:
         raise SourceError(f"{what} ends within its header: it is damaged") from error
-    if head[:SECTOR].lstrip().lower().startswith(b"# disk descriptorfile"):
+    if is_descriptor(head):
         return _descriptor(head, size, what)
     if head.startswith(b"QFI"):
         raise SourceError(f"{what} is damaged: its header is neither qcow2's nor any other's")
@@ -137,18 +134,21 @@ def _vdi(head: bytes, what: str) -> ImageHeader:
 def _vmdk(head: bytes, what: str) -> ImageHeader:
     if head.startswith(b"COWD"):
         (sectors,) = struct.unpack_from("<I", head, 12)
-        _refuse_parent(head[:_DESCRIPTOR], what)
+        _refuse_parent(head, what)
         return ImageHeader("vmdk", sectors * SECTOR)
     (sectors,) = struct.unpack_from("<Q", head, 12)
-    at, length = struct.unpack_from("<QQ", head, 28)
     if not sectors:
         # qemu would take the descriptor's word for where the content is.
         raise _names_another(what, "other files (it is only a descriptor)")
     if sectors >= 1 << 54:
         raise SourceError(f"{what} is damaged: its size is absurd")
-    # Where the header says that the descriptor is, and where qemu looks for it.
-    for start in (at * SECTOR, SECTOR):
-        _refuse_parent(head[start : start + max(length * SECTOR, _DESCRIPTOR)], what)
+    try:
+        place = embedded_range(head)
+    except SourceError as error:
+        raise SourceError(f"{what} is damaged: {error.message}") from error
+    # A descriptor is longer than the header may say to the one, shorter to the other.
+    for start, length in (place or WHERE_QEMU_LOOKS, WHERE_QEMU_LOOKS):
+        _refuse_parent(head[start : start + max(length, WHERE_QEMU_LOOKS[1])], what)
     return ImageHeader("vmdk", sectors * SECTOR)
 
 
@@ -156,43 +156,37 @@ def _descriptor(head: bytes, size: int, what: str) -> ImageHeader:
     if size > len(head):
         raise SourceError(f"{what} is a VMDK descriptor of {size} bytes, which is absurd")
     _refuse_parent(head, what)
-    extents: list[Extent] = []
-    sectors = 0
-    for count, kind, name in _EXTENT.findall(head):
-        if len(count) > 18 or kind not in _EXTENT_TYPES:
+    try:
+        descriptor = parse_descriptor(head)
+    except SourceError as error:
+        raise SourceError(
+            f"{what} is refused: {error.message}",
+            hint="only extents that lie beside their descriptor are allowed",
+        ) from error
+    for extent in descriptor.extents:
+        if extent.type in DEVICES:
             raise SourceError(
-                f"{what} is a VMDK descriptor with an extent of type "
-                f"{kind.decode('ascii', 'replace')[:30]}, which is refused",
+                f"{what} is a VMDK descriptor with an extent of type {extent.type}, which is "
+                "refused",
                 hint="it stands for a device; export the guest as OVA again",
             )
-        sectors += int(count)
-        if kind != b"ZERO":
-            extents.append(Extent(_simple_name(name, what), kind not in (b"FLAT", b"VMFS")))
+    extents = tuple(extent for extent in descriptor.extents if extent.file_name is not None)
     if not extents:
         raise SourceError(f"{what} is a VMDK descriptor that names no content")
-    return ImageHeader("vmdk", sectors * SECTOR, tuple(extents))
+    sectors = sum(extent.sectors for extent in descriptor.extents)
+    return ImageHeader("vmdk", sectors * SECTOR, extents)
 
 
-def _simple_name(raw: bytes, what: str) -> str:
-    """Return an extent's name: of a file in the same folder, and nothing that qemu opens else."""
-    name = raw.decode("utf-8", "replace")
-    if not name or name in (".", "..") or re.search(r"[/\\:\0\ufffd]", name):
-        raise SourceError(
-            f"{what} is a VMDK descriptor that names ‘{name[:200]}’: only a file beside it is "
-            "allowed",
-            hint="an OVA that does this is not to be trusted",
-        )
-    return name
-
-
-def _refuse_parent(descriptor: bytes, what: str) -> None:
-    parent = _PARENT.search(descriptor)
-    if parent is not None and parent[1]:
-        raise _names_another(what, f"a parent, ‘{parent[1].decode('utf-8', 'replace')[:200]}’")
+def _refuse_parent(content: bytes, what: str) -> None:
+    """Refuse a descriptor in which the word stands at all: nobody else need understand it."""
+    found = _PARENT.search(content)
+    if found is not None:
+        raise _names_another(what, f"a parent, ‘{found[1].decode('utf-8', 'replace')[:200]}’")
 
 
 def _names_another(what: str, other: str) -> SourceError:
     return SourceError(
         f"{what} names {other}: refused, since it may be any file of this machine",
-        hint="export the guest again, after its snapshots have been consolidated",
+        hint="make one whole image of it where it is from: consolidate its snapshots, or use "
+        "qemu-img convert",
     )

@@ -1,0 +1,1 @@
+"""Real servers that the tests of targets talk to."""

@@ -1,0 +1,1 @@
+"""Outputs to OpenStack: images in Glance, volumes in Cinder."""
