@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from v2v_async.v2vdir import V2VDir
+
 ROOT = Path(__file__).resolve().parent.parent
 IS_CI = os.environ.get("CI") == "true" or os.environ.get("V2V_REQUIRE_TOOLS") == "1"
 
@@ -88,6 +90,23 @@ def short_tmp() -> Iterator[Path]:
         assert_gone(str(path))
     finally:
         shutil.rmtree(path, ignore_errors=True)
+
+
+@pytest.fixture
+def v2vdir(short_tmp: Path) -> Iterator[V2VDir]:
+    """A v2v directory; its servers must have been stopped at the end."""
+    made = V2VDir.create(short_tmp)
+    yield made
+    assert made.state.processes == [], "a server is left"
+    made.remove()
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    """An empty directory to write to."""
+    made = tmp_path / "out"
+    made.mkdir()
+    return made
 
 
 @pytest.fixture(autouse=True)

@@ -8,14 +8,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ssl
 from collections.abc import AsyncIterator
 
 _CHUNK = 256 * 1024
 
 
 @contextlib.asynccontextmanager
-async def delaying(port: int, one_way_s: float) -> AsyncIterator[int]:
-    """Forward a loopback port to ``port``, each byte ``one_way_s`` seconds later."""
+async def delaying(
+    port: int, one_way_s: float, *, tls: ssl.SSLContext | None = None
+) -> AsyncIterator[int]:
+    """Forward a loopback port to ``port``, each byte ``one_way_s`` seconds later.
+
+    With ``tls`` clients have to speak that; what is behind does not.
+    """
 
     async def forward(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
         loop = asyncio.get_running_loop()
@@ -61,7 +67,7 @@ async def delaying(port: int, one_way_s: float) -> AsyncIterator[int]:
         tasks.add(task)
         task.add_done_callback(tasks.discard)
 
-    server = await asyncio.start_server(accept, "127.0.0.1", 0)
+    server = await asyncio.start_server(accept, "127.0.0.1", 0, ssl=tls)
     try:
         yield server.sockets[0].getsockname()[1]
     finally:

@@ -7,14 +7,13 @@ libvirt gives up, which it does after minutes or, where nobody answers, never.
 
 from __future__ import annotations
 
-import asyncio
 import shlex
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
 import anyio
@@ -22,6 +21,7 @@ import anyio
 from v2v_async.errors import DependencyError, SourceError, TargetError
 from v2v_async.redact import redact
 from v2v_async.secret import Secret
+from v2v_async.unwaited import run_unwaited
 
 CONNECT_TIMEOUT_S = 60.0
 """A login over ssh to a slow machine takes seconds; what takes longer waits for an answer that
@@ -249,7 +249,7 @@ async def connected_as(
         yield connection
     finally:
         with anyio.move_on_after(_CLOSE_TIMEOUT_S, shield=True):
-            await _in_thread(connection.close)
+            await run_unwaited(connection.close, "libvirt")
 
 
 def refuse_active(found: FoundDomain, uri: str | None) -> None:
@@ -310,33 +310,6 @@ def _close(raw: Any) -> None:
         raw.close()
 
 
-async def _in_thread(call: Callable[[], _T]) -> _T:
-    """Return what ``call`` does, in a thread that nobody waits for when this is cancelled."""
-    loop = asyncio.get_running_loop()
-    result: asyncio.Future[_T] = loop.create_future()
-
-    def tell(value: _T | None, error: BaseException | None) -> None:
-        if result.done():  # cancelled
-            return
-        if error is not None:
-            result.set_exception(error)
-        else:
-            result.set_result(cast(_T, value))
-
-    def run() -> None:
-        value: _T | None = None
-        problem: BaseException | None = None
-        try:
-            value = call()
-        except BaseException as error:
-            problem = error
-        with suppress(RuntimeError):  # the loop may have been closed meanwhile
-            loop.call_soon_threadsafe(tell, value, problem)
-
-    threading.Thread(target=run, name="libvirt", daemon=True).start()
-    return await result
-
-
 async def _call(
     call: Callable[[], _T],
     what: str,
@@ -349,7 +322,7 @@ async def _call(
     libvirt = libvirt_module()
     try:
         with anyio.fail_after(timeout_s):
-            return await _in_thread(call)
+            return await run_unwaited(call, "libvirt")
     except libvirt.libvirtError as problem:
         reason = redact(" ".join((problem.get_error_message() or str(problem)).split()))
         # Its traceback holds domains and volumes, and those the connection, and that its socket.

@@ -10,15 +10,13 @@ has to know how it ended. ``TIMEOUT_S`` bounds that. An upload ends at once.
 
 from __future__ import annotations
 
-import asyncio
 import shlex
-import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, Literal, TypeVar
 
 import anyio
 
@@ -26,6 +24,7 @@ from v2v_async.errors import DependencyError, TargetError, UsageError
 from v2v_async.openstack_answers import LONGEST, hint_for, reason
 from v2v_async.openstack_body import Body
 from v2v_async.secret import Secret
+from v2v_async.unwaited import run_unwaited
 
 TIMEOUT_S = 60.0
 """For each answer; the services pass requests on to others and are slow on a busy day."""
@@ -102,7 +101,7 @@ class Cloud:
         Raises:
             CloudError, UsageError: there is none for us.
         """
-        await _in_thread(self._log_in)
+        await run_unwaited(self._log_in, "openstack")
 
     async def call(
         self,
@@ -123,9 +122,9 @@ class Cloud:
         """
         job = partial(self._call, service, method, path, body, parameters)
         if method == "GET" or is_given_up:
-            return await _in_thread(job)
+            return await run_unwaited(job, "openstack")
         with anyio.CancelScope(shield=True):
-            answer = await _in_thread(job)
+            answer = await run_unwaited(job, "openstack")
         return answer  # noqa: RET504 - mypy takes a scope for something that may swallow errors
 
     async def pages(
@@ -169,7 +168,7 @@ class Cloud:
         try:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(tell)
-                await _in_thread(partial(self._upload, service, path, body))
+                await run_unwaited(partial(self._upload, service, path, body), "openstack")
                 tasks.cancel_scope.cancel()
         except ExceptionGroup as group:
             raise group.exceptions[0] from None
@@ -316,42 +315,12 @@ async def connected(login: Login) -> AsyncIterator[Cloud]:
         DependencyError: openstacksdk is not installed.
         UsageError: there is no way to log in.
     """
-    region = await _in_thread(partial(_connect, login))
+    region = await run_unwaited(partial(_connect, login), "openstack")
     cloud = Cloud(region, login)
     try:
         yield cloud
     finally:
         cloud.close()
-
-
-async def _in_thread(job: Callable[[], _T]) -> _T:
-    """Return what ``job`` does, in a thread that nobody waits for when this is cancelled.
-
-    Not even the end of the program does, as it would for anyio's own threads.
-    """
-    loop = asyncio.get_running_loop()
-    result: asyncio.Future[_T] = loop.create_future()
-
-    def tell(value: _T | None, error: BaseException | None) -> None:
-        if result.done():  # cancelled
-            return
-        if error is not None:
-            result.set_exception(error)
-        else:
-            result.set_result(cast(_T, value))
-
-    def run() -> None:
-        value: _T | None = None
-        problem: BaseException | None = None
-        try:
-            value = job()
-        except BaseException as error:
-            problem = error
-        with suppress(RuntimeError):  # the loop may have been closed meanwhile
-            loop.call_soon_threadsafe(tell, value, problem)
-
-    threading.Thread(target=run, name="openstack", daemon=True).start()
-    return await result
 
 
 def _connect(login: Login) -> Any:

@@ -24,12 +24,11 @@ from __future__ import annotations
 import http.client
 import json
 import shlex
-import socket
 import ssl
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Literal
@@ -38,6 +37,7 @@ from urllib.parse import quote, urlencode
 from lxml import etree
 
 from v2v_async.errors import TargetError
+from v2v_async.reaching import reaching, reason_of
 from v2v_async.secret import Secret
 
 TIMEOUT_S = 30.0
@@ -254,7 +254,7 @@ class Engine:
         connection = http.client.HTTPSConnection(
             login.host, login.port, timeout=TIMEOUT_S, context=self._context
         )
-        with _explained(login):
+        with _reaching(login):
             try:
                 connection.connect()
                 try:
@@ -263,7 +263,8 @@ class Engine:
                     return response.status, response.read()
                 except (OSError, http.client.HTTPException) as error:
                     raise UncertainError(
-                        f"the connection with the engine ‘{login.address}’ was lost: {_why(error)}",
+                        f"the connection with the engine ‘{login.address}’ was lost: "
+                        f"{reason_of(error)}",
                         hint="is the engine up, and the way to it open?",
                     ) from error
             finally:
@@ -344,38 +345,13 @@ def _hint(status: int) -> str | None:
     return None
 
 
-def _why(error: Exception) -> str:
-    return getattr(error, "strerror", None) or str(error) or type(error).__name__
-
-
-@contextmanager
-def _explained(login: EngineLogin) -> Iterator[None]:
-    """Say what can go wrong before a request has gone as a person would."""
-    try:
-        yield
-    except ssl.SSLCertVerificationError as error:
-        raise TargetError(
-            f"the certificate of the engine ‘{login.address}’ is not trusted: "
-            f"{error.verify_message}",
-            hint="name the engine's own authority with -oo rhv-cafile=ca.pem, and use the name "
-            "that the certificate is for",
-        ) from error
-    except ssl.SSLError as error:
-        raise TargetError(
-            f"‘{login.address}’ does not speak TLS: {error.reason or error}",
-            hint="check the host and the port in -oc",
-        ) from error
-    except socket.gaierror as error:
-        raise TargetError(
-            f"the engine's host ‘{login.host}’ is not known: {error.strerror}", hint="check -oc"
-        ) from error
-    except TimeoutError as error:
-        raise TargetError(
-            f"the engine ‘{login.address}’ does not answer within {TIMEOUT_S:.0f} s",
-            hint="is it up, and the way to it open?",
-        ) from error
-    except OSError as error:
-        raise TargetError(
-            f"the engine ‘{login.address}’ can't be reached: {_why(error)}",
-            hint="is it up, and the way to it open?",
-        ) from error
+def _reaching(login: EngineLogin) -> AbstractContextManager[None]:
+    return reaching(
+        f"the engine ‘{login.address}’",
+        login.host,
+        option="-oc",
+        untrusted="name the engine's own authority with -oo rhv-cafile=ca.pem, and use the name "
+        "that the certificate is for",
+        timeout_s=TIMEOUT_S,
+        error=TargetError,
+    )

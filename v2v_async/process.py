@@ -28,6 +28,12 @@ GRACE_S = 5.0
 """From SIGTERM to SIGKILL. nbdkit and qemu-nbd need milliseconds; virt-v2v-in-place stops qemu."""
 
 
+# What logs in to OpenStack (``-o openstack``, ``-o glance``) is in our environment by custom. No
+# program that we start needs it, and what a process has in its environment others may see.
+_OUR_SECRETS = frozenset(
+    ("OS_PASSWORD", "OS_TOKEN", "OS_PASSCODE", "OS_APPLICATION_CREDENTIAL_SECRET")
+)
+
 # Stands above a program that starts others: when we are killed only this shell hears of it, and it
 # ends them all. 0 is its own process group; a program that stays is killed after 5 s.
 _GUARD = """exec 3<&0
@@ -102,7 +108,7 @@ async def start(
                 stdin=stdin,
                 stdout=stdout,
                 stderr=stderr,
-                env={**os.environ, **environment} if environment else None,
+                env=_inherited(environment),
                 start_new_session=True,
             )
     except FileNotFoundError as error:
@@ -159,7 +165,7 @@ def start_detached(
             stdin=gate,
             stdout=PIPE,
             stderr=output,
-            env={**os.environ, **(environment or {})},
+            env=_inherited(environment),
             check=True,
         )
         pid = int(shell.stdout)
@@ -336,6 +342,12 @@ async def _close_streams(process: Process) -> None:
         for stream in (process.stdout, process.stderr, process.stdin):
             if stream is not None:
                 await stream.aclose()
+
+
+def _inherited(more: Mapping[str, str] | None) -> dict[str, str]:
+    """Return our environment with ``more``, without the secrets that are for us alone."""
+    kept = {name: value for name, value in os.environ.items() if name not in _OUR_SECRETS}
+    return {**kept, **(more or {})}
 
 
 def _signal_group(pid: int, number: signal.Signals) -> None:

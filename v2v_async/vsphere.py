@@ -26,13 +26,13 @@ import shlex
 import socket
 import ssl
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from v2v_async.errors import SourceError
+from v2v_async.reaching import reaching
 
 TIMEOUT_S = 30.0
 """For each wait of a connection; vCenter takes seconds for its first answer on a busy day."""
@@ -87,7 +87,7 @@ def head(login: Login, url: str, cookie: str | None = None) -> Answer:
     """
     headers = {"Cookie": cookie} if cookie else {"Authorization": _basic(login)}
     parts = urlsplit(url)
-    with _explained(login):
+    with _reaching(login):
         connection = http.client.HTTPSConnection(
             login.host, login.port, timeout=TIMEOUT_S, context=_context(login)
         )
@@ -117,7 +117,7 @@ def thumbprint(login: Login) -> str:
             trusted.
     """
     with (
-        _explained(login),
+        _reaching(login),
         socket.create_connection((login.host, login.port), timeout=TIMEOUT_S) as plain,
         _context(login).wrap_socket(plain, server_hostname=login.host) as secured,
     ):
@@ -138,37 +138,16 @@ def _context(login: Login) -> ssl.SSLContext:
     return context
 
 
-@contextmanager
-def _explained(login: Login) -> Iterator[None]:
-    """Say what can go wrong on the way to a server as a person would."""
-    try:
-        yield
-    except ssl.SSLCertVerificationError as error:
-        raise SourceError(
-            f"the certificate of ‘{login.address}’ is not trusted: {error.verify_message}",
-            hint="add the certificate of its authority to this machine's, use the name that the "
-            "certificate is for, or add ?no_verify=1 to -ic to trust any",
-        ) from error
-    except ssl.SSLError as error:
-        raise SourceError(
-            f"‘{login.address}’ does not speak TLS: {error.reason or error}",
-            hint="check the host and the port in -ic",
-        ) from error
-    except socket.gaierror as error:
-        raise SourceError(
-            f"the host ‘{login.host}’ is not known: {error.strerror}", hint="check -ic"
-        ) from error
-    except TimeoutError as error:
-        raise SourceError(
-            f"‘{login.address}’ does not answer within {TIMEOUT_S:.0f} s",
-            hint="is the server up, and the way to it open?",
-        ) from error
-    except (OSError, http.client.HTTPException) as error:
-        why = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise SourceError(
-            f"‘{login.address}’ can't be reached: {why}",
-            hint="is the server up, and the way to it open?",
-        ) from error
+def _reaching(login: Login) -> AbstractContextManager[None]:
+    return reaching(
+        f"‘{login.address}’",
+        login.host,
+        option="-ic",
+        untrusted="add the certificate of its authority to this machine's, use the name that the "
+        "certificate is for, or add ?no_verify=1 to -ic to trust any",
+        timeout_s=TIMEOUT_S,
+        error=SourceError,
+    )
 
 
 # A session that outlives the one who began it.

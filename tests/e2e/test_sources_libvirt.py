@@ -21,10 +21,10 @@ def place(short_tmp: Path) -> Place:
     return Place(short_tmp)
 
 
-def disk(path: Path, dev: str, format_: str = "raw", more: str = "") -> str:
+def disk(path: Path, dev: str, format_: str = "raw") -> str:
     return (
         f"<disk type='file' device='disk'><driver name='qemu' type='{format_}'/>"
-        f"<source file='{path}'/><target dev='{dev}' bus='ide'/>{more}</disk>"
+        f"<source file='{path}'/><target dev='{dev}' bus='ide'/></disk>"
     )
 
 
@@ -39,28 +39,21 @@ def domain(name: str, *disks: str, kind: str = "kvm", more: str = "") -> str:
     )
 
 
-@pytest.mark.parametrize("mode", ["libvirtxml", pytest.param("libvirt", marks=pytest.mark.slow)])
-def test_the_phony_guest(place: Place, phony_guest: Path, mode: str) -> None:
+def test_the_phony_guest(place: Place, phony_guest: Path) -> None:
     source = phony_guest / "system.img"
     before = (digest(source), source.stat().st_mtime_ns)
-    checksum = f"<checksum method='sha256' fail='error'>{before[0]}</checksum>"
     given = place.folder / "guest.xml"
-    if mode == "libvirtxml":
-        given.write_text(domain("web", disk(source, "hda", more=checksum)))
-        words = ["-i", mode, str(given)]
-    else:
-        namespace = "xmlns:test='http://libvirt.org/schemas/domain/test/1.0'"
-        off = f"<test:runstate {namespace}>5</test:runstate>"
-        guest = domain("web", disk(source, "hda"), kind="test", more=off)
-        given.write_text(f"<node>{guest}</node>")
-        words = ["-i", mode, "-ic", f"test://{given}", "web"]
+    namespace = "xmlns:test='http://libvirt.org/schemas/domain/test/1.0'"
+    off = f"<test:runstate {namespace}>5</test:runstate>"
+    guest = domain("web", disk(source, "hda"), kind="test", more=off)
+    given.write_text(f"<node>{guest}</node>")
+    words = ["-i", "libvirt", "-ic", f"test://{given}", "web"]
     done = place.run(*words, "-o", "local", "-os", str(place.out), "-b", "lan0:br7")
     assert done.returncode == 0, done.stdout + done.stderr
     assert (digest(source), source.stat().st_mtime_ns) == before
     place.assert_nothing_left("web-sda", "web.xml")
     assert list(place.tmp.iterdir()) == []
     assert digest(place.out / "web-sda") != before[0], "it was converted"
-    assert ("checking the sha256 checksum" in done.stdout + done.stderr) == (mode == "libvirtxml")
     made = etree.parse(place.out / "web.xml")
     assert made.findtext("name") == "web"
     assert made.findtext("memory") == str(768 * 1024)

@@ -17,6 +17,7 @@ import pytest
 from tests import libvirtd
 from tests.conftest import program, require
 from tests.e2e.test_against_virt_v2v import ALLOWED, differences
+from tests.fault.test_guest_faults import REPLAY
 from tests.integration.servers import digest
 from v2v_async.events import Event, Reporter
 from v2v_async.guest import convert_guest
@@ -99,6 +100,8 @@ async def test_defined_and_started(
     short_tmp: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """The XML is what virt-v2v's is; the conversion is replayed, the next test has a real one."""
+    monkeypatch.setenv("PATH", f"{REPLAY}:{os.environ['PATH']}")
     uri, pool = host
     disk = phony_guest / "system.img"
     before = (digest(disk), disk.stat().st_mtime_ns)
@@ -139,6 +142,7 @@ async def test_defined_and_started(
         (f"{pool}/phony-sda", "raw", "virtio-blk")
     ]
 
+    monkeypatch.undo()
     again = convert(uri, "-i", "disk", str(disk), "-on", "phony")
     assert again.returncode == 1
     assert "has a guest ‘phony’ already" in again.stderr

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,7 +17,7 @@ import pytest
 
 from tests.block_devices import filled, loop_device
 from tests.conftest import program
-from tests.fault.test_guest_faults import STEPS, Place, kill_server, quiet, when
+from tests.fault.test_guest_faults import STEPS, Place, kill_server, quiet, run_with_signal, when
 from tests.fault.test_guest_faults import place as place
 from tests.integration.servers import MIB
 from v2v_async.clean import clean
@@ -202,30 +201,7 @@ def test_a_signal_to_the_command_in_the_copy(
     place: Place, backing: Path, number: signal.Signals
 ) -> None:
     """The person is told, at the terminal, which device holds part of a guest."""
-    script = f"""
-import os, sys
-from v2v_async import events
-emit = events.Reporter.emit
-def emit_and_send(self, type_, text=None, **fields):
-    emit(self, type_, text, **fields)
-    if (type_, self.step, self.disk) == ("started", "copy", None):
-        os.kill(os.getpid(), {int(number)})
-events.Reporter.emit = emit_and_send
-import v2v_async.steps
-from v2v_async.kvm import KvmStatus
-async def no_kvm():
-    return KvmStatus("absent", "not looked for")
-v2v_async.steps.probe_kvm = no_kvm
-from v2v_async.cli.main import virt_v2v_async
-sys.exit(virt_v2v_async())
-"""
-    argv = ["-i", "disk", *map(str, place.disks), "-o", "local", "-os", str(place.out)]
-    done = subprocess.run(
-        [sys.executable, "-c", script, *argv],
-        env={**os.environ, "TMPDIR": str(place.tmp)},
-        capture_output=True,
-        text=True,
-    )
+    done = run_with_signal(place, "copy", number)
     assert done.returncode == 128 + number, done.stderr
     assert f"blkdiscard --force --zeroout {device_of(place)}" in done.stdout + done.stderr
     place.assert_nothing_left(outputs=("web-sda",))

@@ -223,12 +223,10 @@ def kill_server(place: Place, name: str) -> None:
     os.kill(record.pid, signal.SIGKILL)
 
 
-@pytest.mark.parametrize("step", STEPS)
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_to_the_command_in_each_step(
+def run_with_signal(
     place: Place, step: str, number: signal.Signals
-) -> None:
-    """The whole command line, and a real signal that arrives just when the step begins."""
+) -> subprocess.CompletedProcess[str]:
+    """Run the command, which gets a real signal just when that step begins."""
     script = f"""
 import os, sys
 from v2v_async import events
@@ -247,12 +245,21 @@ from v2v_async.cli.main import virt_v2v_async
 sys.exit(virt_v2v_async())
 """
     argv = ["-i", "disk", *map(str, place.disks), "-o", "local", "-os", str(place.out)]
-    done = subprocess.run(
+    return subprocess.run(
         [sys.executable, "-c", script, *argv],
         env={**os.environ, "TMPDIR": str(place.tmp)},
         capture_output=True,
         text=True,
     )
+
+
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_the_command_in_each_step(
+    place: Place, step: str, number: signal.Signals
+) -> None:
+    """The whole command line, and a real signal that arrives just when the step begins."""
+    done = run_with_signal(place, step, number)
     if step == "cleanup" and done.returncode == 0:  # nothing was left to be interrupted
         place.assert_nothing_left(outputs=("web-sda", "web-sdb", "web.xml"))
         return
@@ -297,7 +304,7 @@ async def test_a_target_file_system_that_is_full(place: Place) -> None:
         ({"storage": "/nonexistent/x"}, (TargetError, UsageError), "/nonexistent/x"),
         ({"storage": "/etc/hostname"}, (TargetError, UsageError), "not a directory"),
         ({"mode": "tape"}, UsageError, "there is no such output"),
-        ({"mode": "openstack", "storage": None}, UsageError, "server-id"),
+        ({"mode": "openstack", "storage": None}, UsageError, "which server it runs in"),
         ({"format": "vdi"}, UsageError, "vdi"),
         ({"format": "raw", "options": (("compressed", None),)}, UsageError, "compressed"),
         ({"name": "../x"}, (UsageError, TargetError), "x"),

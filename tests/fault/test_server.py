@@ -32,6 +32,20 @@ async def test_a_server_that_exits_at_once_says_why(short_tmp: Path) -> None:
     assert V2VDir(short_tmp).state.processes == []
 
 
+@pytest.mark.parametrize("is_detached", [False, True])
+async def test_a_server_does_not_inherit_what_logs_in_to_a_cloud(
+    short_tmp: Path, monkeypatch: pytest.MonkeyPatch, is_detached: bool
+) -> None:
+    monkeypatch.setenv("OS_PASSWORD", "hunter2")
+    monkeypatch.setenv("OS_USERNAME", "demo")
+    async with running_servers(V2VDir(short_tmp), detached=is_detached) as servers:
+        one = await serve(servers, "in1", short_tmp, "memory", "size=1M")
+        environment = Path(f"/proc/{one.process.pid}/environ").read_bytes().split(b"\0")
+        await servers.stop_all()
+    assert b"OS_USERNAME=demo" in environment
+    assert not [each for each in environment if each.startswith(b"OS_PASSWORD=")]
+
+
 async def test_a_server_that_never_answers(
     short_tmp: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

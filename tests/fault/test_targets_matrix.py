@@ -208,7 +208,7 @@ async def clean_and_do_what_is_told(place: Place) -> list[str]:
     [left] = place.tmp.iterdir()
     assert await clean([left], Reporter(events.append, "t")) == 1
     told = [event.text or "" for event in events if event.type == "warning"]
-    commands = [text.rpartition("remove it with: ")[2] for text in told if "remove it" in text]
+    commands = [text.rpartition("undo it with: ")[2] for text in told if "undo it" in text]
     for command in reversed(commands):
         subprocess.run(["sh", "-ec", command], check=True, capture_output=True)
     return commands
@@ -236,7 +236,7 @@ TargetConnection.{moment} = after
     [left] = place.tmp.iterdir()
     assert await clean([left], Reporter(events.append, "t")) == 1
     told = [event.text or "" for event in events if event.type == "warning"]
-    commands = [text.rpartition("remove it with: ")[2] for text in told]
+    commands = [text.rpartition("undo it with: ")[2] for text in told]
     assert len(commands) == 3
     for command in commands:
         is_needless = "undefine" in command and moment != "define"

@@ -6,7 +6,7 @@ import os
 import shlex
 import subprocess
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import anyio
@@ -39,14 +39,6 @@ from v2v_async.server import running_servers
 from v2v_async.v2vdir import V2VDir
 
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture
-def v2vdir(short_tmp: Path) -> Iterator[V2VDir]:
-    made = V2VDir.create(short_tmp)
-    yield made
-    assert made.state.processes == [], "no server is left"
-    made.remove()
 
 
 @pytest.fixture

@@ -47,21 +47,6 @@ def _installed() -> None:
 
 
 @pytest.fixture
-def v2vdir() -> Iterator[V2VDir]:
-    made = V2VDir.create(Path("/tmp"))
-    yield made
-    assert made.state.processes == [], "no server is left"
-    made.remove()
-
-
-@pytest.fixture
-def directory(tmp_path: Path) -> Path:
-    made = tmp_path / "out"
-    made.mkdir()
-    return made
-
-
-@pytest.fixture
 def backing(tmp_path: Path) -> Path:
     """What is behind ``device``: larger than the disk, and full of something else."""
     return filled(tmp_path / "backing", SIZE + TAIL)

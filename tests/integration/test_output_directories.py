@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -47,21 +46,6 @@ MODES = list(SUFFIXES)
 @pytest.fixture(autouse=True)
 def _installed() -> None:
     require("nbdkit", "qemu-nbd", "qemu-img", "qemu-io")
-
-
-@pytest.fixture
-def v2vdir() -> Iterator[V2VDir]:
-    made = V2VDir.create(Path("/tmp"))
-    yield made
-    assert made.state.processes == [], "no server is left"
-    made.remove()
-
-
-@pytest.fixture
-def directory(tmp_path: Path) -> Path:
-    made = tmp_path / "out"
-    made.mkdir()
-    return made
 
 
 def output_for(directory: Path, mode: str, **fields: Any) -> Output:

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import json
+import ssl
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import anyio
 import pytest
 
 from tests.conftest import require
+from tests.delaying import delaying
 from tests.integration.test_output_local import SOURCE, TARGET, content, expected, reporter, write
 from tests.services.front import Fault
 from tests.services.openstack import TestCloud
 from tests.services.openstack_fixture import MARKS
 from tests.services.openstack_fixture import cloud as cloud
 from tests.services.openstack_fixture import session_cloud as session_cloud
+from tests.vcenter import make_certificate
 from v2v_async.errors import TargetError, UsageError, V2VError
 from v2v_async.events import Event, Reporter
 from v2v_async.openstack_cloud import Cloud, CloudError
@@ -36,14 +40,6 @@ pytestmark = MARKS
 @pytest.fixture(autouse=True)
 def _installed() -> None:
     require("nbdkit", "qemu-nbd", "qemu-img", "qemu-io")
-
-
-@pytest.fixture
-def v2vdir(short_tmp: Path) -> Iterator[V2VDir]:
-    made = V2VDir.create(short_tmp)
-    yield made
-    assert made.state.processes == [], "no server is left"
-    made.remove()
 
 
 def output_for(cloud: TestCloud, **fields: Any) -> Output:
@@ -396,3 +392,21 @@ async def test_the_command_of_another_login(cloud: TestCloud, v2vdir: V2VDir) ->
     command = output.login.command("image", "delete", "1")
     assert command == "openstack '--os-username=a b' --insecure image delete 1"
     assert "s3cret" not in repr(vars(output))
+
+
+async def test_certificates_of_the_cloud(
+    cloud: TestCloud, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Keystone behind TLS, with a certificate that nobody knows."""
+    certificate, key = make_certificate(tmp_path)
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(certificate, key)
+    plain = urlsplit(cloud.environment["OS_AUTH_URL"])
+    assert plain.port is not None
+    async with delaying(plain.port, 0.0, tls=tls) as port:
+        monkeypatch.setenv("OS_AUTH_URL", f"https://127.0.0.1:{port}{plain.path}")
+        with pytest.raises(TargetError, match="the certificate of Keystone is not trusted") as told:
+            await output_for(cloud).check(reporter())
+        assert "os-cacert" in (told.value.hint or "")
+        for option in (("os-cacert", str(certificate)), ("verify-server-certificate", "false")):
+            await output_for(cloud, options=(option,)).check(reporter())

@@ -112,14 +112,6 @@ def host(daemon: tuple[Path, str]) -> Iterator[Host]:
             shutil.rmtree(made.pool)
 
 
-@pytest.fixture
-def v2vdir() -> Iterator[V2VDir]:
-    made = V2VDir.create(Path("/tmp"))
-    yield made
-    assert made.state.processes == [], "no server is left"
-    made.remove()
-
-
 @asynccontextmanager
 async def copied(v2vdir: V2VDir, output: Output, name: str = "web") -> AsyncIterator[None]:
     """Run an output up to finalize, with a little data on each disk."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -54,21 +53,6 @@ TARGET = TargetGuest(
     buses=TargetBuses(virtio_blk=[1, 2]),
     boot_disk=1,
 )
-
-
-@pytest.fixture
-def v2vdir() -> Iterator[V2VDir]:
-    made = V2VDir.create(Path("/tmp"))
-    yield made
-    assert made.state.processes == [], "no server is left"
-    made.remove()
-
-
-@pytest.fixture
-def directory(tmp_path: Path) -> Path:
-    made = tmp_path / "out"
-    made.mkdir()
-    return made
 
 
 def output_for(directory: Path, **fields: Any) -> Output:

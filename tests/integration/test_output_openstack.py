@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -37,14 +37,6 @@ pytestmark = MARKS
 @pytest.fixture(autouse=True)
 def _installed() -> None:
     require("nbdkit", "qemu-io")
-
-
-@pytest.fixture
-def v2vdir(short_tmp: Path) -> Iterator[V2VDir]:
-    made = V2VDir.create(short_tmp)
-    yield made
-    assert made.state.processes == [], "no server is left"
-    made.remove()
 
 
 def output_for(cloud: TestCloud, more: tuple[tuple[str, str], ...] = (), **fields: Any) -> Output:

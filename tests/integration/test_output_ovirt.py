@@ -51,14 +51,6 @@ def _installed() -> None:
 
 
 @pytest.fixture
-def v2vdir(short_tmp: Path) -> Iterator[V2VDir]:
-    made = V2VDir.create(short_tmp)
-    yield made
-    assert made.state.processes == [], "no server is left"
-    made.remove()
-
-
-@pytest.fixture
 def export(tmp_path: Path) -> Path:
     """An export domain, with somebody else's guest in it."""
     domain = tmp_path / "export" / DOMAIN
@@ -410,7 +402,7 @@ async def test_clean_after_a_killed_run(v2vdir: V2VDir, export: Path) -> None:
     undo = [event.text or "" for event in events if event.type == "warning"]
     assert len(undo) == 2
     for text in undo:
-        subprocess.run(text.partition("remove it with: ")[2], shell=True, check=True)
+        subprocess.run(text.partition("undo it with: ")[2], shell=True, check=True)
     assert tree(export) == before
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 import re
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -29,14 +28,6 @@ from v2v_async.v2vdir import V2VDir
 pytestmark = pytest.mark.anyio
 UUIDS = ["12345678-1234-1234-1234-123456789abc", "12345678-1234-1234-1234-123456789abd"]
 _OVF = "{http://schemas.dmtf.org/ovf/envelope/1/}"
-
-
-@pytest.fixture
-def v2vdir(short_tmp: Path) -> Iterator[V2VDir]:
-    made = V2VDir.create(short_tmp)
-    yield made
-    assert made.state.processes == [], "no server is left"
-    made.remove()
 
 
 async def upload(

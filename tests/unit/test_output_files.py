@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,13 +11,6 @@ import pytest
 from v2v_async.errors import TargetError
 from v2v_async.output import files
 from v2v_async.v2vdir import OutputFile, V2VDir
-
-
-@pytest.fixture
-def v2vdir() -> Iterator[V2VDir]:
-    made = V2VDir.create(Path("/tmp"))
-    yield made
-    made.remove()
 
 
 def make(directory: Path, *names: str) -> list[OutputFile]:

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import ClassVar
 
 import anyio
-import anyio.to_thread
 
 from v2v_async import nbdkit, vsphere
 from v2v_async.errors import SourceError
@@ -30,6 +29,7 @@ from v2v_async.input.overlay import OVERLAY_HELP, serve_overlays
 from v2v_async.input.vmware.server_guest import VmwareInput
 from v2v_async.input.vmware.uri import DatastorePath, parse_datastore_path
 from v2v_async.server import Servers
+from v2v_async.unwaited import run_unwaited
 from v2v_async.v2vdir import V2VDir
 
 RENEW_S = 15
@@ -67,7 +67,7 @@ class VCenterInput(VmwareInput):
             )
         # What is wrong with the server is told once, not for each disk.
         reach = partial(vsphere.thumbprint, self._login)
-        await anyio.to_thread.run_sync(reach, abandon_on_cancel=True)
+        await run_unwaited(reach, "vsphere")
         return [partial(self._look, disk, datacenter) for disk in domain.disks]
 
     @property
@@ -108,7 +108,7 @@ class VCenterInput(VmwareInput):
         """Ask for a disk; all disks with the session that the first one's login began."""
         for tried in range(1, _TRIES + 1):
             ask = partial(vsphere.head, login, url, self._cookie)
-            answer = await anyio.to_thread.run_sync(ask, abandon_on_cancel=True)
+            answer = await run_unwaited(ask, "vsphere")
             if answer.status == HTTPStatus.UNAUTHORIZED and self._cookie is not None:
                 self._cookie = None  # the session has ended
             elif answer.status in _BUSY and tried < _TRIES:

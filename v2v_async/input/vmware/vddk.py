@@ -17,8 +17,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import ClassVar, Self
 
-import anyio.to_thread
-
 from v2v_async import nbdkit, process, vsphere
 from v2v_async.errors import DependencyError, SourceError
 from v2v_async.events import Reporter
@@ -33,6 +31,7 @@ from v2v_async.options import InputOptions
 from v2v_async.redact import redact
 from v2v_async.secret import secret_file
 from v2v_async.server import Servers
+from v2v_async.unwaited import run_unwaited
 from v2v_async.v2vdir import V2VDir
 
 MAX_REQUEST = 2 << 20
@@ -130,7 +129,7 @@ class VddkInput(VmwareInput):
             ca_file=vsphere.ca_file(),
         )
         ask = partial(vsphere.thumbprint, login)
-        found = await anyio.to_thread.run_sync(ask, abandon_on_cancel=True)
+        found = await run_unwaited(ask, "vsphere")
         how = "its certificate is trusted" if login.verify else "not checked, as no_verify=1 wants"
         reporter.message(f"the thumbprint of {login.address} is {found} ({how})")
         return found

@@ -9,11 +9,11 @@ from functools import partial
 from pathlib import Path
 
 import anyio
-from anyio import to_thread
 from lxml import etree
 
 from v2v_async.errors import TargetError
 from v2v_async.ovirt_engine import Engine, EngineLogin, number, text
+from v2v_async.unwaited import run_unwaited
 
 HOST_ID = Path("/etc/vdsm/vdsm.id")
 """There on oVirt's own hosts: what the engine knows this machine by."""
@@ -22,6 +22,7 @@ _BLOCK = ("iscsi", "fcp")
 _FIRST_PAUSE_S, _LAST_PAUSE_S = 0.1, 2.0
 # A session that is not ended ends by itself.
 _LOGOUT_S = 5.0
+_THREAD = "ovirt"
 
 
 class Session:
@@ -39,24 +40,28 @@ class Session:
     async def get(self, path: str, **query: str) -> etree._Element:
         """Return what is at ``path``; raises as :meth:`Engine.get`."""
         call = partial(self._engine.get, path, query)
-        return await to_thread.run_sync(call, abandon_on_cancel=True)
+        return await run_unwaited(call, _THREAD)
 
     async def find(self, path: str) -> etree._Element | None:
         """Return what is at ``path``, None where there is nothing."""
         call = partial(self._engine.find, path)
-        return await to_thread.run_sync(call, abandon_on_cancel=True)
+        return await run_unwaited(call, _THREAD)
 
     async def post(
         self, path: str, body: etree._Element, query: Mapping[str, str] | None = None
     ) -> etree._Element:
         """Have something made or done; raises as :meth:`Engine.post`."""
         call = partial(self._engine.post, path, body, query)
-        return await to_thread.run_sync(call, abandon_on_cancel=self._gives_up)
+        with anyio.CancelScope(shield=not self._gives_up):
+            result = await run_unwaited(call, _THREAD)
+        return result  # noqa: RET504 - mypy takes a scope for something that may swallow errors
 
     async def delete(self, path: str, **query: str) -> bool:
         """Have something removed; return whether it was there."""
         call = partial(self._engine.delete, path, query)
-        return await to_thread.run_sync(call, abandon_on_cancel=self._gives_up)
+        with anyio.CancelScope(shield=not self._gives_up):
+            result = await run_unwaited(call, _THREAD)
+        return result  # noqa: RET504 - mypy takes a scope for something that may swallow errors
 
 
 @asynccontextmanager
@@ -67,7 +72,7 @@ async def connected(login: EngineLogin, *, gives_up: bool = False) -> AsyncItera
         yield Session(engine, gives_up=gives_up)
     finally:
         with anyio.move_on_after(_LOGOUT_S, shield=True):
-            await to_thread.run_sync(engine.close, abandon_on_cancel=True)
+            await run_unwaited(engine.close, _THREAD)
 
 
 async def waiting(timeout_s: float) -> AsyncIterator[None]:
