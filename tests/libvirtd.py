@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 USER = "nobody"
+# Below those that the kernel gives to connections.
+_FIRST_PORT, _PORTS, _PORT_RANGES = 6000, 20, 1300
 BRIDGE = "v2v-br0"
 """There is one in the network namespace of the system's daemon."""
 
@@ -30,7 +32,13 @@ def session_libvirtd(folder: Path) -> Iterator[str]:
     """
     runtime = folder / "run"
     runtime.mkdir(mode=0o700)
-    (folder / "home").mkdir()
+    configuration = folder / "home" / ".config" / "libvirt" / "qemu.conf"
+    configuration.parent.mkdir(parents=True)
+    # Displays on ports of our own: two daemons that look for a free one at once find the same.
+    port = _FIRST_PORT + os.getpid() % _PORT_RANGES * _PORTS
+    configuration.write_text(
+        f"remote_display_port_min = {port}\nremote_display_port_max = {port + _PORTS - 1}\n"
+    )
     argv = ["libvirtd", "-t", "900"]
     environment = {
         "HOME": str(folder / "home"),
@@ -40,13 +48,17 @@ def session_libvirtd(folder: Path) -> Iterator[str]:
     }
     if os.geteuid() == 0:
         user = pwd.getpwnam(USER)
-        for path in (folder, runtime, folder / "home"):
+        for path in (folder, runtime, *_within(folder / "home")):
             os.chown(path, user.pw_uid, user.pw_gid)
         ids = [f"--reuid={user.pw_uid}", f"--regid={user.pw_gid}", "--clear-groups"]
         argv = ["setpriv", *ids, *argv]
     socket = runtime / "libvirt" / "libvirt-sock"
     with _running(folder, argv, environment, socket, "session") as uri:
         yield uri
+
+
+def _within(folder: Path) -> list[Path]:
+    return [folder, *folder.rglob("*")]
 
 
 _PRIVATE = (

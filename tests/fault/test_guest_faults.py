@@ -78,11 +78,16 @@ class Place:
 
 @pytest.fixture
 def place(short_tmp: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
+    replay(short_tmp, monkeypatch)
+    return Place(short_tmp)
+
+
+def replay(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have conversions replayed."""
     monkeypatch.setenv("PATH", f"{REPLAY}:{os.environ['PATH']}")
-    monkeypatch.setenv("V2V_ASYNC_CACHE", str(short_tmp / "cache"))
+    monkeypatch.setenv("V2V_ASYNC_CACHE", str(folder / "cache"))
     # The replay starts no appliance, so that no trial of KVM is needed either.
     monkeypatch.setattr("v2v_async.steps.probe_kvm", _no_kvm)
-    return Place(short_tmp)
 
 
 async def _no_kvm() -> object:

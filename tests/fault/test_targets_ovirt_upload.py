@@ -16,7 +16,6 @@ from tests.conftest import program
 from tests.fault.test_guest_faults import STEPS, Place, kill_server, when
 from tests.fault.test_guest_faults import place as place
 from tests.integration.test_output_local import SOURCE, TARGET, reporter, write
-from tests.integration.test_targets_and_back import given
 from tests.ovirt_upload import engine as engine
 from tests.ovirt_upload import imageio as imageio
 from tests.ovirt_upload import output_for
@@ -24,17 +23,12 @@ from tests.ovirt_upload import own_imageio as own_imageio
 from tests.services.engine import PASSWORD, Disk, Engine
 from tests.services.imageio import Imageio
 from v2v_async.errors import ServerError, ServerStartError, TargetError, V2VError
-from v2v_async.events import Event, Reporter
+from v2v_async.events import Event
 from v2v_async.guest import convert_guest
 from v2v_async.options import (
-    ConvertOptions,
     GuestOptions,
-    MacMapping,
-    NetworkOptions,
-    OutputOptions,
 )
 from v2v_async.output.ovirt.upload import RhvUploadOutput
-from v2v_async.secret import Secret
 from v2v_async.server import running_servers
 from v2v_async.v2vdir import V2VDir
 
@@ -359,25 +353,6 @@ def run_options(place: Place, engine: Engine, monkeypatch: pytest.MonkeyPatch) -
     made = output_for(engine, format="qcow2")
     monkeypatch.setattr("v2v_async.guest.parse_output", lambda options: made)
     return place.options(mode="rhv-upload")
-
-
-@pytest.mark.parametrize("kind", ["disk", "libvirtxml"])
-async def test_a_whole_run(place: Place, engine: Engine, tmp_path: Path, kind: str) -> None:
-    output = OutputOptions(
-        "rhv-upload",
-        connection=engine.url,
-        storage="data-1",
-        password=Secret(PASSWORD),
-        format="qcow2",
-    )
-    networks = NetworkOptions(macs=(MacMapping("52:54:00:12:34:56", "network", "ovirtmgmt"),))
-    options = GuestOptions(given(place, kind), ConvertOptions(network=networks), output)
-    await convert_guest(options, Reporter(lambda event: None, "t"), tmpdir=place.tmp)
-    assert_uploaded(place, engine, tmp_path)
-    if kind == "libvirtxml":
-        [vm] = engine.vms.values()
-        assert "ovirtmgmt" in vm.ovf
-    place.assert_nothing_left()
 
 
 def assert_uploaded(place: Place, engine: Engine, folder: Path) -> None:

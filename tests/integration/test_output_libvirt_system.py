@@ -12,16 +12,17 @@ import pytest
 
 from tests import libvirtd
 from tests.conftest import processes_naming, require
-from tests.fault.test_guest_faults import Place
-from tests.fault.test_guest_faults import place as place
 from tests.integration.test_output_local import reporter
 from tests.integration.test_targets_and_back import (
     MAC,
+    PhonyPlace,
     assert_disks,
     assert_guest,
     back,
     convert,
 )
+from tests.integration.test_targets_and_back import place as place
+from tests.integration.test_targets_and_back import recorded as recorded
 from v2v_async.errors import TargetError
 from v2v_async.options import MacMapping, NetworkOptions, OutputOptions
 from v2v_async.output.registry import parse_output
@@ -68,7 +69,7 @@ def host(daemon: tuple[Path, str]) -> Iterator[tuple[str, Path]]:
             shutil.rmtree(pool)
 
 
-async def test_started_by_another_user(place: Place, host: tuple[str, Path]) -> None:
+async def test_started_by_another_user(place: PhonyPlace, host: tuple[str, Path]) -> None:
     """UEFI with secure boot, a TPM, a network; nobody but root may read the disks before."""
     require("swtpm", "swtpm_setup")
     uri, pool = host
@@ -100,7 +101,7 @@ async def test_started_by_another_user(place: Place, host: tuple[str, Path]) -> 
     assert [(nic.mac, nic.vnet) for nic in source.nics] == [(MAC, "lan")]
 
 
-async def test_a_network_that_is_not_there(place: Place, host: tuple[str, Path]) -> None:
+async def test_a_network_that_is_not_there(place: PhonyPlace, host: tuple[str, Path]) -> None:
     """The system's daemon can have it later: the guest is defined with it, and it is said."""
     uri, _ = host
     output = OutputOptions("libvirt", connection=uri, storage="images")

@@ -1,7 +1,8 @@
 """From -i disk and from -i libvirtxml to every target and back: what was made is read, compared.
 
-The conversion is replayed (tests/fault/replay): it changes 4 KiB of each disk, so that what a
-target's disks must hold is known to the byte. Real conversions are in tests/e2e/test_targets_*.py.
+The guest is one that inspection and conversion accept. It was converted once (scripts/
+phony-conversion); what that changed is written again to each overlay (tests/fault/replay), so that
+what a target's disks must hold is known to the byte. Conversions anew: tests/e2e/test_targets_*.py.
 """
 
 from __future__ import annotations
@@ -18,16 +19,21 @@ import pytest
 import yaml
 from lxml import etree
 
-from tests.conftest import require
-from tests.fault.test_guest_faults import Place, quiet
-from tests.fault.test_guest_faults import place as place
-from tests.integration.servers import MIB, fragmented
+from tests.conftest import made_guest, require
+from tests.fault.test_guest_faults import Place, quiet, replay
+from tests.integration.servers import MIB
 from tests.integration.test_output_libvirt import POOL, Host, start
 from tests.integration.test_output_libvirt import daemon as daemon
 from tests.integration.test_output_libvirt import host as host
 from tests.integration.test_output_ovirt import DOMAIN, IMAGES, VM, VOLUMES
 from tests.integration.test_output_ovirt import export as export
 from tests.kubevirt_api import check as check_kubevirt
+from tests.ovirt_upload import engine as engine
+from tests.ovirt_upload import imageio as imageio
+from tests.services.engine import PASSWORD, Engine
+from tests.services.openstack import TestCloud
+from tests.services.openstack_fixture import cloud as cloud
+from tests.services.openstack_fixture import session_cloud as session_cloud
 from tests.unit.test_targets_recorded import options as options_of_script
 from v2v_async.events import Event, Reporter
 from v2v_async.guest import convert_guest
@@ -42,6 +48,7 @@ from v2v_async.options import (
     OutputOptions,
 )
 from v2v_async.output.json_model import TargetDocument
+from v2v_async.secret import Secret
 
 pytestmark = pytest.mark.anyio
 GENID = "8c4a1d9e-3f1b-4a53-9a4e-1f1b2c3d4e5f"
@@ -67,6 +74,35 @@ DOMAIN_XML = f"""<domain type='kvm'><name>web</name><genid>{GENID}</genid>
 <tpm model='tpm-crb'><backend type='emulator' version='2.0'/></tpm></devices></domain>"""
 
 
+SIZES = (128 * MIB, 256 * MIB)
+
+
+@pytest.fixture(scope="session")
+def recorded() -> tuple[Path, Path]:
+    """The phony guest, and what a conversion changed on it."""
+    return made_guest("phony-guest", "--kind", "three-disk"), made_guest("phony-conversion")
+
+
+class PhonyPlace(Place):
+    """The phony guest's disks, and what a conversion changes on them."""
+
+    def __init__(self, folder: Path, guest: Path, conversion: Path) -> None:
+        super().__init__(folder)
+        self.conversion = conversion
+        for disk, name in zip(self.disks, ("system.img", "data2.qcow2"), strict=True):
+            subprocess.run(["cp", "--sparse=always", str(guest / name), str(disk)], check=True)
+        self.before = self.state()
+
+
+@pytest.fixture
+def place(
+    short_tmp: Path, recorded: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> PhonyPlace:
+    replay(short_tmp, monkeypatch)
+    monkeypatch.setenv("V2V_REPLAY_CHANGES", str(recorded[1]))
+    return PhonyPlace(short_tmp, *recorded)
+
+
 def given(place: Place, kind: str) -> InputOptions:
     if kind == "disk":
         return InputOptions("disk", tuple(map(str, place.disks)))
@@ -78,19 +114,25 @@ def given(place: Place, kind: str) -> InputOptions:
     return InputOptions("libvirtxml", (str(path),))
 
 
-def wanted(place: Place) -> list[bytes]:
-    """What the replay makes of the two disks."""
+def wanted(place: PhonyPlace) -> list[bytes]:
+    """What the conversion makes of the two disks."""
     found = []
-    for disk, size, seed in ((place.disks[0], 24 * MIB, 1), (place.disks[1], 8 * MIB, 9)):
-        plain = fragmented(disk.with_suffix(".plain"), size, seed=seed)
+    ranges = json.loads((place.conversion / "changes.json").read_text())
+    assert ranges[0], "it changed something"
+    for number, (disk, format_) in enumerate(zip(place.disks, FORMATS, strict=True), 1):
+        plain = disk.with_suffix(".plain")
+        argv = ["qemu-img", "convert", "-f", format_, "-O", "raw", str(disk), str(plain)]
+        subprocess.run(argv, check=True)
         content = bytearray(plain.read_bytes())
         plain.unlink()
-        content[MIB : MIB + 4096] = b"converted" + bytes(4087)
+        with (place.conversion / f"disk-{number}").open("rb") as changed:
+            for offset, length in ranges[number - 1]:
+                content[offset : offset + length] = changed.read(length)
         found.append(bytes(content))
     return found
 
 
-def assert_disks(place: Place, paths: list[Path], format_: str) -> None:
+def assert_disks(place: PhonyPlace, paths: list[Path], format_: str) -> None:
     plain = place.tmp.parent / "plain"
     assert len(paths) == 2
     for path, content in zip(paths, wanted(place), strict=True):
@@ -137,8 +179,7 @@ def assert_guest(source: SourceGuest, kind: str, disks: list[Path], format_: str
     """Assert that the guest that was made, read as a source, is the one that was given."""
     found = [(disk.source, disk.format, disk.size, disk.controller) for disk in source.disks]
     assert found == [
-        (str(path), format_, size, "virtio-blk")
-        for path, size in zip(disks, (24 * MIB, 8 * MIB), strict=True)
+        (str(path), format_, size, "virtio-blk") for path, size in zip(disks, SIZES, strict=True)
     ]
     if kind == "disk":
         assert (source.memory, source.vcpus) == (2048 * MIB, 1)
@@ -155,7 +196,7 @@ def assert_guest(source: SourceGuest, kind: str, disks: list[Path], format_: str
 
 @pytest.mark.parametrize("format_", FORMATS)
 @pytest.mark.parametrize("kind", KINDS)
-async def test_local(place: Place, kind: str, format_: str) -> None:
+async def test_local(place: PhonyPlace, kind: str, format_: str) -> None:
     output = OutputOptions("local", storage=str(place.out), format=format_)
     networks = NetworkOptions(macs=(MacMapping(MAC, "network", "lan"),))
     await convert(place, kind, output, networks if kind == "libvirtxml" else None)
@@ -181,7 +222,7 @@ async def test_local(place: Place, kind: str, format_: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_libvirt(place: Place, host: Host, kind: str) -> None:
+async def test_libvirt(place: PhonyPlace, host: Host, kind: str) -> None:
     """Defined, started with all that it has, and read from libvirt."""
     if kind == "libvirtxml":
         require("swtpm", "swtpm_setup")
@@ -206,7 +247,7 @@ async def test_libvirt(place: Place, host: Host, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_qemu(place: Place, tmp_path: Path, kind: str) -> None:
+async def test_qemu(place: PhonyPlace, tmp_path: Path, kind: str) -> None:
     """What the script gives to qemu."""
     output = OutputOptions("qemu", storage=str(place.out), format="qcow2")
     await convert(place, kind, output)
@@ -226,7 +267,7 @@ async def test_qemu(place: Place, tmp_path: Path, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_json(place: Place, kind: str) -> None:
+async def test_json(place: PhonyPlace, kind: str) -> None:
     pattern = (("json-disks-pattern", "%{GuestName}/%{DiskNo}"),)
     output = OutputOptions("json", storage=str(place.out), options=pattern)
     await convert(place, kind, output)
@@ -236,8 +277,8 @@ async def test_json(place: Place, kind: str) -> None:
     TargetDocument.model_validate_json(text)
     found = json.loads(text)
     assert [(disk["file"], disk["size"]) for disk in found["disks"]] == [
-        (str(disks[0]), 24 * MIB),
-        (str(disks[1]), 8 * MIB),
+        (str(disks[0]), SIZES[0]),
+        (str(disks[1]), SIZES[1]),
     ]
     is_rich = kind == "libvirtxml"
     assert found["memory"] == (768 if is_rich else 2048) * MIB
@@ -249,12 +290,12 @@ async def test_json(place: Place, kind: str) -> None:
 
 @pytest.mark.parametrize("is_created", [True, False], ids=["made", "there already"])
 @pytest.mark.parametrize("kind", KINDS)
-async def test_kubevirt(place: Place, tmp_path: Path, kind: str, is_created: bool) -> None:
+async def test_kubevirt(place: PhonyPlace, tmp_path: Path, kind: str, is_created: bool) -> None:
     disks = [place.out / "web-sda", place.out / "web-sdb"]
     options: tuple[tuple[str, str], ...] = ()
     if not is_created:
         disks = [tmp_path / "pvc1", tmp_path / "pvc2"]
-        for disk, size in zip(disks, (24 * MIB, 8 * MIB), strict=True):
+        for disk, size in zip(disks, SIZES, strict=True):
             disk.write_bytes(b"\xaa" * size)
         options = (*(("disk", str(disk)) for disk in disks), ("create", "false"))
     output = OutputOptions("kubevirt", storage=str(place.out), options=options)
@@ -292,7 +333,7 @@ def vdsm(export: Path) -> OutputOptions:
 @pytest.mark.parametrize("made_by", [rhv, vdsm], ids=["rhv", "vdsm"])
 @pytest.mark.parametrize("kind", KINDS)
 async def test_ovirt(
-    place: Place, export: Path, kind: str, made_by: Callable[[Path], OutputOptions]
+    place: PhonyPlace, export: Path, kind: str, made_by: Callable[[Path], OutputOptions]
 ) -> None:
     """The OVF leads to the disks, and says the same of the guest."""
     _, warnings = await convert(place, kind, made_by(export))
@@ -303,7 +344,7 @@ async def test_ovirt(
         export / DOMAIN / "images" / str(file.get(f"{{{ovf}}}href")) for file in root.iter("File")
     ]
     assert_disks(place, disks, "qcow2")
-    for disk, size in zip(disks, (24 * MIB, 8 * MIB), strict=True):
+    for disk, size in zip(disks, SIZES, strict=True):
         meta = disk.with_name(f"{disk.name}.meta").read_text().splitlines()
         assert f"SIZE={size // 512}" in meta
         assert f"IMAGE={disk.parent.name}" in meta
@@ -316,7 +357,58 @@ async def test_ovirt(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_null(place: Place, kind: str) -> None:
+async def test_rhv_upload(place: PhonyPlace, engine: Engine, tmp_path: Path, kind: str) -> None:
+    output = OutputOptions(
+        "rhv-upload",
+        connection=engine.url,
+        storage="data-1",
+        password=Secret(PASSWORD),
+        format="qcow2",
+    )
+    networks = NetworkOptions(macs=(MacMapping(MAC, "network", "ovirtmgmt"),))
+    await convert(place, kind, output, networks)
+    [vm] = engine.vms.values()
+    assert vm.name == "web"
+    assert [engine.image(disk, tmp_path / "made") for disk in vm.disks] == wanted(place)
+    is_rich = kind == "libvirtxml"
+    assert ("ovirtmgmt" in vm.ovf) == (MAC in vm.ovf) == is_rich
+    assert f"{768 if is_rich else 2048} MB of memory" in vm.ovf
+    place.assert_nothing_left()
+
+
+@pytest.mark.filterwarnings("ignore:Support for InfluxDB")
+@pytest.mark.parametrize("kind", KINDS)
+async def test_glance(place: PhonyPlace, cloud: TestCloud, kind: str) -> None:
+    output = OutputOptions("glance", password=Secret(cloud.password), format="qcow2")
+    await convert(place, kind, output)
+    images = cloud.images()
+    assert [image["name"] for image in images] == ["web", "web-disk2"]
+    assert_disks(place, [cloud.image_file(image["id"]) for image in images], "qcow2")
+    is_rich = kind == "libvirtxml"
+    assert images[0]["min_ram"] == (768 if is_rich else 2048)
+    assert images[0].get("hw_cpu_threads") == ("2" if is_rich else None)
+    assert (images[0].get("hw_firmware_type") == "uefi") == is_rich
+    place.assert_nothing_left()
+
+
+@pytest.mark.filterwarnings("ignore:Support for InfluxDB")
+@pytest.mark.parametrize("kind", KINDS)
+async def test_openstack(place: PhonyPlace, cloud: TestCloud, kind: str) -> None:
+    options = (("server-id", "appliance"), ("dev-disk-by-id", str(cloud.devices)))
+    output = OutputOptions("openstack", password=Secret(cloud.password), options=options)
+    await convert(place, kind, output)
+    volumes = cloud.volumes()
+    assert [volume["name"] for volume in volumes] == ["web-sda", "web-sdb"]
+    for volume, content in zip(volumes, wanted(place), strict=True):
+        with cloud.volume_file(volume["id"]).open("rb") as file:
+            assert file.read(len(content)) == content
+    properties = volumes[0]["volume_image_metadata"]
+    assert (properties.get("hw_firmware_type") == "uefi") == (kind == "libvirtxml")
+    place.assert_nothing_left()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_null(place: PhonyPlace, kind: str) -> None:
     target, _ = await convert(place, kind, OutputOptions("null"))
     assert target.name == "web"
     assert (target.firmware == "uefi") == (kind == "libvirtxml")

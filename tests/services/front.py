@@ -72,6 +72,7 @@ class Shared:
 
     faults: list[Fault] = field(default_factory=list)
     calls: list[list[Any]] = field(default_factory=list)
+    """Service, method, path, status; and the JSON that a stand-in got (others get passwords)."""
     lock: threading.Lock = field(default_factory=threading.Lock)
     ended: threading.Event = field(default_factory=threading.Event)
 
@@ -138,13 +139,13 @@ class _Handler(BaseHTTPRequestHandler):
         length = int(self.headers.get("Content-Length") or 0)
         shared = self.server.shared
         fault = shared.fault(self.server.service, self.command, parts.path)
-        call: list[Any] = [self.server.service, self.command, parts.path, None]
+        call: list[Any] = [self.server.service, self.command, parts.path, None, None]
         with shared.lock:
             shared.calls.append(call)
         if fault is not None and self._fails(fault, length, call):
             return
         if self.server.app is not None:
-            status, answer = self._ask_app(parts.path, parts.query, length)
+            status, answer = self._ask_app(parts.path, parts.query, length, call)
             headers = {"Content-Type": "application/json"}
             content = b"" if answer is None else json.dumps(answer).encode()
         else:
@@ -183,7 +184,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _read(self, length: int) -> bytes:
         return self.rfile.read(length) if length else b""
 
-    def _ask_app(self, path: str, query: str, length: int) -> Answer:
+    def _ask_app(self, path: str, query: str, length: int, call: list[Any]) -> Answer:
         assert self.server.app is not None
         content = self._read(length)
         request = Request(
@@ -193,6 +194,7 @@ class _Handler(BaseHTTPRequestHandler):
             dict(self.headers.items()),
             json.loads(content) if content else None,
         )
+        call[4] = request.body
         try:
             return self.server.app(request)
         except Exception:

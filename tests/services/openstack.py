@@ -63,8 +63,11 @@ class TestCloud:
         """Set ``use_loop`` or ``hides_devices``."""
         self._control("POST", "/nova", settings)
 
-    def calls(self) -> list[tuple[str, str, str, int | None]]:
-        """Return service, method, path and status of what was asked so far."""
+    def calls(self) -> list[tuple[str, str, str, int | None, Any]]:
+        """Return service, method, path and status of what was asked so far.
+
+        And the JSON that the stand-ins, Cinder and Nova, were sent.
+        """
         return [tuple(call) for call in self._control("GET", "/calls")["calls"]]
 
     def volumes(self) -> list[dict[str, Any]]:
