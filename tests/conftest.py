@@ -8,15 +8,20 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.waiting import wait_until
 from v2v_async.v2vdir import V2VDir
 
 ROOT = Path(__file__).resolve().parent.parent
+# What a helper asserts is told as fully as what a test asserts; waiting.py, needed here, says it.
+_HELPERS = {path.stem for path in Path(__file__).parent.glob("*.py")}
+_HELPERS -= {"__init__", "conftest", "waiting"}
+pytest.register_assert_rewrite(*(f"tests.{name}" for name in sorted(_HELPERS)))
+
 IS_CI = os.environ.get("CI") == "true" or os.environ.get("V2V_REQUIRE_TOOLS") == "1"
 
 
@@ -72,11 +77,11 @@ def processes_naming(text: str) -> list[str]:
 
 def assert_gone(text: str, *, within_s: float = 10.0) -> None:
     """Assert that no process names ``text`` any more; a process that is just ending may end."""
-    end = time.monotonic() + within_s
-    while found := processes_naming(text):
-        if time.monotonic() > end:
-            raise AssertionError(f"left behind: {found}")
-        time.sleep(0.05)  # they are nobody's children here: nothing tells when they end
+    wait_until(
+        lambda: not processes_naming(text),
+        lambda: f"nothing left behind: {processes_naming(text)}",
+        within_s=within_s,
+    )
 
 
 @pytest.fixture
@@ -163,6 +168,15 @@ def sample_guest() -> Path:
     """The real Debian with two data disks."""
     require("virt-v2v-in-place", "qemu-system-x86_64", "debootstrap")
     return made_guest("sample-guest")
+
+
+@pytest.fixture
+def converting_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Conversions of the same disks in the same way are done once (tests/converting_once).
+
+    For tests of what is before and behind the conversion; those of the conversion do without.
+    """
+    monkeypatch.setenv("PATH", f"{ROOT / 'tests' / 'converting_once'}:{os.environ['PATH']}")
 
 
 def program(name: str) -> list[str]:

@@ -12,10 +12,11 @@ import os
 import pwd
 import signal
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from tests.waiting import wait_until
 
 USER = "nobody"
 # Below those that the kernel gives to connections.
@@ -131,12 +132,13 @@ def _running(
             argv, env=environment, stdout=log, stderr=log, start_new_session=True, cwd="/"
         )
     try:
-        end = time.monotonic() + 60
-        while not socket.exists():
-            assert server.poll() is None, (folder / "libvirtd.log").read_text()
-            assert time.monotonic() < end
-            # It tells nobody that it listens; systemd, whom it would tell, did not start it.
-            time.sleep(0.05)
+        # It would tell systemd that it listens, which did not start it.
+        wait_until(
+            socket.exists,
+            lambda: f"libvirtd listens: {(folder / 'libvirtd.log').read_text()}",
+            within_s=60,
+            of=server,
+        )
         yield uri
         with connection(uri) as libvirt:
             for domain in libvirt.listAllDomains(0):

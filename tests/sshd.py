@@ -18,7 +18,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +26,7 @@ from urllib.parse import quote
 import pytest
 
 from tests.conftest import IS_CI, require
+from tests.waiting import wait_until
 
 SSHD = "/usr/sbin/sshd"
 _SFTP_SERVERS = ("/usr/lib/openssh/sftp-server", "/usr/libexec/openssh/sftp-server")
@@ -85,11 +85,7 @@ class Sshd:
             argv = ["unshare", "-m", "sh", "-c", f'{shadow} && exec "$@"', "sh", *argv]
         with (self.folder / "sshd.log").open("ab") as log:
             self.listener = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stderr=log)
-        end = time.monotonic() + 20
-        while not self._listens():
-            if self.listener.poll() is not None or time.monotonic() > end:
-                raise AssertionError(f"sshd: {self.log()}")
-            time.sleep(0.02)  # in the foreground it has no way to tell that it listens
+        wait_until(self._listens, lambda: f"sshd listens: {self.log()}", of=self.listener)
 
     def kill(self) -> None:
         """Kill it and all its sessions."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Mapping
+from typing import Any
 
 from v2v_async.errors import DependencyError, V2VError
 from v2v_async.process import describe_status, run
@@ -36,6 +37,29 @@ def version() -> tuple[int, int, int]:
     Raises:
         DependencyError: the binding is not there for this Python.
     """
+    handle = _handle()
+    try:
+        found = handle.version()
+    finally:
+        handle.close()
+    return (found["major"], found["minor"], found["release"])
+
+
+def backend() -> str:
+    """Return how libguestfs starts its appliance: ``direct``, ``libvirt``, ….
+
+    Raises:
+        DependencyError: the binding is not there for this Python.
+    """
+    handle = _handle()
+    try:
+        found: str = handle.get_backend()
+    finally:
+        handle.close()
+    return found
+
+
+def _handle() -> Any:
     try:
         import guestfs
     except ImportError as error:
@@ -43,12 +67,7 @@ def version() -> tuple[int, int, int]:
             f"the Python binding of libguestfs can't be loaded: {error}",
             hint="‘v2v-async doctor’ says which package has it",
         ) from error
-    handle = guestfs.GuestFS(python_return_dict=True, close_on_exit=False)
-    try:
-        found = handle.version()
-    finally:
-        handle.close()
-    return (found["major"], found["minor"], found["release"])
+    return guestfs.GuestFS(python_return_dict=True, close_on_exit=False)
 
 
 async def try_launch(

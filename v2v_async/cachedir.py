@@ -33,7 +33,7 @@ def recall(folder: Path | None, name: str, key: object) -> dict[str, Any] | None
     if folder is None:
         return None
     try:
-        document = json.loads(_path(folder, name, key).read_text())
+        document = json.loads(path_of(folder, name, key).read_text())
     except (OSError, ValueError):
         return None
     fact = document.get("fact") if isinstance(document, dict) else None
@@ -52,7 +52,7 @@ def remember(folder: Path | None, name: str, key: object, fact: dict[str, Any]) 
         try:
             with os.fdopen(descriptor, "w") as stream:
                 stream.write(text)
-            os.replace(temporary, _path(folder, name, key))
+            os.replace(temporary, path_of(folder, name, key))
         except OSError:
             os.unlink(temporary)
             raise
@@ -67,6 +67,7 @@ def file_identity(path: str | Path) -> list[str | int]:
     return [os.path.realpath(path), status.st_size, status.st_mtime_ns]
 
 
-def _path(folder: Path, name: str, key: object) -> Path:
+def path_of(folder: Path, name: str, key: object) -> Path:
+    """Return where what depends on ``key`` (JSON) is kept as ``name``."""
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
     return folder / f"{name}-{digest}.json"

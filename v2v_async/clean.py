@@ -1,5 +1,7 @@
 """Find and remove what dead runs left: only what ``state.json`` proves is theirs.
 
+What an in-place conversion had begun to write to its disks is not removed but completed.
+
 A process is ended when both its pid and its start time are those of the record, and the record is
 of this boot. A directory whose supervisor still lives is left alone.
 """
@@ -13,6 +15,7 @@ from pathlib import Path
 
 from v2v_async.errors import UsageError, V2VError
 from v2v_async.events import Reporter
+from v2v_async.in_place.run import complete_all
 from v2v_async.steps import stop_recorded
 from v2v_async.v2vdir import V2VDir, boot_id
 
@@ -20,12 +23,13 @@ from v2v_async.v2vdir import V2VDir, boot_id
 async def clean(paths: list[Path], reporter: Reporter, *, keep_logs: bool = False) -> int:
     """Remove the given v2v directories, or with none given all dead ones; return how many.
 
-    With ``keep_logs`` the logs stay.
+    With ``keep_logs`` the logs stay. With none given, in-place conversions that were killed while
+    they landed are completed too.
 
     Raises:
         UsageError: a given path is no v2v directory, or belongs to a run that is alive.
     """
-    removed = 0
+    removed = 0 if paths else await complete_all(reporter)
     for path in paths or list(_candidates()):
         v2vdir = V2VDir(path.absolute())
         try:

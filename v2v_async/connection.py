@@ -5,14 +5,20 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import anyio
 import anyio.to_thread
 
+from v2v_async.extent import STATE_ZERO
 from v2v_async.handle import BASE_ALLOCATION, ExportInfo, Handle
+from v2v_async.unwaited import run_unwaited
 
 CONNECT_TIMEOUT_S = 30.0
 """A local server answers in milliseconds; a remote one behind nbdkit may log in first."""
+
+_MOST_EXTENTS = 1 << 30
+"""Bytes asked about at once: servers take 32 bits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +47,8 @@ async def open_connection(
 
     try:
         with anyio.fail_after(timeout_s if timeout_s is not None else CONNECT_TIMEOUT_S):
-            # A server that accepts and says nothing holds the thread until its socket closes.
-            info = await anyio.to_thread.run_sync(connect, abandon_on_cancel=True)
+            # A server that accepts and says nothing may hold the thread for ever.
+            info = await run_unwaited(connect, "connect")
     except BaseException:
         handle.close(politely=False)  # the error's traceback would keep it, and its socket, open
         raise
@@ -60,6 +66,24 @@ async def connected(
     finally:
         with anyio.CancelScope(shield=True):
             await anyio.to_thread.run_sync(connection.handle.close)
+
+
+async def count_data(connection: Connection) -> int:
+    """Return how many bytes of an export have data, as far as its server tells.
+
+    Raises:
+        NbdError: it can't be asked.
+    """
+    size, offset, found = connection.info.size, 0, 0
+    if not connection.info.has_extents:
+        return size
+    while offset < size:
+        ask = partial(connection.handle.extents_now, min(size - offset, _MOST_EXTENTS), offset)
+        told = await anyio.to_thread.run_sync(ask) or [(size - offset, 0)]
+        for length, flags in told:
+            found += 0 if flags & STATE_ZERO else min(length, size - offset)
+            offset += length
+    return found
 
 
 async def export_info(endpoint: str) -> ExportInfo:

@@ -177,8 +177,16 @@ class SourceError(V2VError):
     """The source can't be read or understood."""
 
 
+class GuestChangedError(SourceError):
+    """The guest has other disks than when it was looked at, and will have them next time too."""
+
+
 class TargetError(V2VError):
     """The target can't be made or written."""
+
+
+class NotKeptError(V2VError):
+    """What an earlier attempt had converted is not there any more; the next one converts again."""
 
 
 class ConversionError(V2VError):

@@ -30,6 +30,12 @@ EventType = Literal[
     "warning",
     "message",  # something a person may want to read
     "debug",  # only with -v
+    # Of a batch:
+    "waiting",  # a guest or disk waits; for what is in the details
+    "converted",  # a guest is converted, and that is kept
+    "paused",
+    "resumed",
+    "limits",  # how much of each limit is in use
 ]
 
 
@@ -166,6 +172,10 @@ class Reporter:
     def for_disk(self, disk: int) -> Reporter:
         """Return a reporter for one disk (1-based) of this step."""
         return self._bound(disk=disk)
+
+    def pass_on(self, event: Event) -> None:
+        """Emit an event that another reporter has made."""
+        self._emit(event)
 
     def emit(self, type_: EventType, text: str | None = None, **fields: Any) -> None:
         """Emit an event of ``type_`` about this place."""

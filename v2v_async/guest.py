@@ -11,8 +11,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 import anyio
@@ -22,24 +20,19 @@ from v2v_async.errors import V2VError
 from v2v_async.events import Reporter
 from v2v_async.input.registry import parse_input
 from v2v_async.model import SourceGuest, TargetGuest
-from v2v_async.options import GuestOptions
-from v2v_async.output.contract import Output
+from v2v_async.options import GuestOptions, InputOptions
 from v2v_async.output.registry import parse_output
 from v2v_async.preflight import preflight
 from v2v_async.server import running_servers
 from v2v_async.steps import (
+    look_at_source,
     run_convert,
     run_copy,
     run_finalize,
     run_input,
     run_output_setup,
-    step,
-    stop_recorded,
+    v2v_directory,
 )
-from v2v_async.v2vdir import V2VDir
-
-# Removing half-made outputs is local and quick; a file system that hangs must not hold us for ever.
-_ABANDON_TIMEOUT_S = 60.0
 
 
 async def convert_guest(
@@ -64,7 +57,7 @@ async def convert_guest(
     mine.emit("started", details=_summary(source))
     try:
         async with (
-            _v2v_directory(tmpdir, output, mine) as v2vdir,
+            v2v_directory(tmpdir, mine, undo=output.abandon) as v2vdir,
             running_servers(v2vdir) as servers,
         ):
             source = await run_input(v2vdir, source_input, servers, mine)
@@ -91,51 +84,13 @@ async def convert_guest(
     return target
 
 
-async def describe_source(options: GuestOptions, reporter: Reporter) -> SourceGuest:
+async def describe_source(options: InputOptions, reporter: Reporter) -> SourceGuest:
     """Return what is known of the source before conversion (``--print-source``).
 
     Raises:
         SourceError: it can't be read.
     """
-    source_input = parse_input(options.input)
-    with _located("input"):
-        await source_input.check(reporter.for_step("input"))
-        return await source_input.describe()
-
-
-@contextmanager
-def _located(step_name: str) -> Iterator[None]:
-    """Tell errors of an early check which step they are of."""
-    try:
-        yield
-    except V2VError as error:
-        error.locate(step=step_name)
-        raise
-
-
-@asynccontextmanager
-async def _v2v_directory(
-    tmpdir: Path | None, output: Output, reporter: Reporter
-) -> AsyncIterator[V2VDir]:
-    """Have a v2v directory; after a failure, undo the output and keep the logs."""
-    v2vdir = V2VDir.create(tmpdir)
-    v2vdir.update(run=reporter.run)
-    try:
-        yield v2vdir
-    except BaseException as error:
-        with anyio.CancelScope(shield=True), anyio.move_on_after(_ABANDON_TIMEOUT_S):
-            await stop_recorded(v2vdir)
-            await output.abandon(v2vdir, reporter)
-        if isinstance(error, Exception) and any(v2vdir.log_directory.iterdir()):
-            if isinstance(error, V2VError):
-                phase = v2vdir.state.phase
-                error.locate(step=None if phase == "new" else phase, log=v2vdir.log_directory)
-            v2vdir.keep_only_logs()
-        else:
-            v2vdir.remove()
-        raise
-    async with step("cleanup", v2vdir, reporter):
-        v2vdir.remove()
+    return await look_at_source(parse_input(options), reporter)
 
 
 def _summary(source: SourceGuest) -> dict[str, object]:

@@ -249,16 +249,27 @@ class Handle:
         except nbd.Error as error:
             raise _refused("zero", offset, length, error) from error
 
-    def extents_now(self, length: int, offset: int) -> Entries:
-        """Ask for the ``base:allocation`` extents of a range and wait.
+    def trim_now(self, length: int, offset: int) -> None:
+        """Say that a range is not needed, and wait; what it reads as then is the server's choice.
+
+        Raises:
+            RequestError: the server refused it.
+        """
+        try:
+            self._nbd.trim(length, offset)
+        except nbd.Error as error:
+            raise _refused("trim", offset, length, error) from error
+
+    def extents_now(self, length: int, offset: int, context: str = BASE_ALLOCATION) -> Entries:
+        """Ask for the extents of a range in one of the contexts, and wait.
 
         Raises:
             RequestError: the server can't tell.
         """
         found: Entries = []
 
-        def extent(context: str, _offset: int, entries: list[Any], error: Any) -> int:
-            if context == BASE_ALLOCATION and error.value == 0:
+        def extent(told: str, _offset: int, entries: list[Any], error: Any) -> int:
+            if told == context and error.value == 0:
                 found[:] = _pairs(entries)
             return 0
 

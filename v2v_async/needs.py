@@ -108,6 +108,7 @@ PLUGINS: dict[str, tuple[bool, str, Package]] = {
 FILTER_PACKAGE = Package("nbdkit", "nbdkit-basic-filters")
 FILTERS: dict[str, tuple[bool, str]] = {
     "cow": (True, ""),
+    "log": (False, "batch"),
     "offset": (False, "-i ova"),
     **dict.fromkeys(("retry", "retry-request"), (False, "remote sources")),
     **dict.fromkeys(("blocksize", "cacheextents"), (False, "-it vddk")),

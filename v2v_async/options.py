@@ -82,6 +82,20 @@ class ConvertOptions:
 
 
 @dataclass(frozen=True, slots=True)
+class InPlaceOptions:
+    """One guest, converted on its own disks.
+
+    ``report``: the file that gets virt-v2v-inspector's document (``-O``), ``-`` is standard output.
+    ``direct``: without an overlay, as virt-v2v-in-place does.
+    """
+
+    input: InputOptions
+    convert: ConvertOptions
+    report: str | None = None
+    direct: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class OutputOptions:
     """``-o -oa -oc -of -on -oo -op -os`` (``format`` is None where the source's is wanted)."""
 

@@ -104,6 +104,7 @@ class Engine:
         self.login = login
         self._context = tls_context(login.verify, login.ca_file)
         self._token: Secret | None = None
+        self._is_closed = False
         self._lock = threading.Lock()
 
     def get(self, path: str, query: Mapping[str, str] | None = None) -> etree._Element:
@@ -165,6 +166,7 @@ class Engine:
         """Log out. Never fails: a token that is left ends by itself."""
         with self._lock:
             token, self._token = self._token, None
+            self._is_closed = True
         if token is None:
             return
         form = urlencode({"scope": "ovirt-app-api", "token": token.reveal()})
@@ -210,6 +212,9 @@ class Engine:
     def _current_token(self, stale: Secret | None) -> Secret:
         """Return the session's token: a new one if there is none, or if it is ``stale``."""
         with self._lock:
+            if self._is_closed:
+                # A call that nobody waits for any more: a login now would be nobody's to end.
+                raise TargetError(f"the session with the engine ‘{self.login.address}’ has ended")
             if self._token is None or self._token is stale:
                 self._token = self._log_in()
             return self._token

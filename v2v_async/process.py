@@ -23,16 +23,14 @@ from anyio.abc import Process
 
 from v2v_async.errors import DependencyError
 from v2v_async.redact import redact_argv
+from v2v_async.secret import VARIABLES
 
 GRACE_S = 5.0
 """From SIGTERM to SIGKILL. nbdkit and qemu-nbd need milliseconds; virt-v2v-in-place stops qemu."""
 
 
-# What logs in to OpenStack (``-o openstack``, ``-o glance``) is in our environment by custom. No
-# program that we start needs it, and what a process has in its environment others may see.
-_OUR_SECRETS = frozenset(
-    ("OS_PASSWORD", "OS_TOKEN", "OS_PASSCODE", "OS_APPLICATION_CREDENTIAL_SECRET")
-)
+# The kernel tells nobody of a death that was before setpriv asked to be told.
+_IS_OURS = '[ "$PPID" = "$0" ] || kill -KILL $$\n'
 
 # Stands above a program that starts others: when we are killed only this shell hears of it, and it
 # ends them all. 0 is its own process group; a program that stays is killed after 5 s.
@@ -81,6 +79,16 @@ def is_same(pid: int, started: int) -> bool:
     return start_time(pid) == started
 
 
+def dying_with_us(argv: Sequence[str], *, with_children: bool = False) -> list[str]:
+    """Return the command that runs ``argv`` so that it gets SIGTERM when this process ends.
+
+    Even when that is by SIGKILL, before ``argv`` has begun. It is tied to the *thread* that starts
+    it (prctl(2), PR_SET_PDEATHSIG). ``with_children``: it starts programs that must end then too.
+    """
+    script = _IS_OURS + (_GUARD if with_children else 'exec "$@"')
+    return ["setpriv", "--pdeathsig", "TERM", "--", "sh", "-c", script, str(os.getpid()), *argv]
+
+
 async def start(
     argv: Sequence[str],
     *,
@@ -92,19 +100,16 @@ async def start(
 ) -> Process:
     """Start ``argv`` in a session of its own. ``environment`` is added to ours.
 
-    The kernel sends it SIGTERM when we end, even by SIGKILL. That is tied to the *thread* that
-    starts it (prctl(2), PR_SET_PDEATHSIG): call from the main thread. ``with_children``: it starts
-    programs that must end then too.
+    It ends with us (:func:`dying_with_us`): call from the main thread.
 
     Raises:
         DependencyError: the program is not installed.
     """
-    guard = ["sh", "-c", _GUARD, "sh"] if with_children else []
     try:
         # Cancelled in here, asyncio would kill the program but not what it has started already.
         with anyio.CancelScope(shield=True):
             process = await anyio.open_process(
-                ["setpriv", "--pdeathsig", "TERM", "--", *guard, *argv],
+                dying_with_us(argv, with_children=with_children),
                 stdin=stdin,
                 stdout=stdout,
                 stderr=stderr,
@@ -345,8 +350,11 @@ async def _close_streams(process: Process) -> None:
 
 
 def _inherited(more: Mapping[str, str] | None) -> dict[str, str]:
-    """Return our environment with ``more``, without the secrets that are for us alone."""
-    kept = {name: value for name, value in os.environ.items() if name not in _OUR_SECRETS}
+    """Return our environment with ``more``, without secrets that no other program needs.
+
+    What a process has in its environment others may see.
+    """
+    kept = {name: value for name, value in os.environ.items() if name not in VARIABLES}
     return {**kept, **(more or {})}
 
 

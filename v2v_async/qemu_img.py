@@ -32,7 +32,8 @@ class ImageInfo:
     """What ``qemu-img info`` says. Sizes are bytes; ``allocated`` is what it takes of the disk.
 
     ``content_files``: where its content lies, as far as the format tells: VMDK extents (of which
-    the image itself may be one), a qcow2's external data file.
+    the image itself may be one), a qcow2's external data file. ``backing_name`` and
+    ``backing_format`` are as the image itself has them.
     """
 
     format: str
@@ -41,6 +42,8 @@ class ImageInfo:
     backing_file: str | None
     is_encrypted: bool
     content_files: tuple[str, ...] = ()
+    backing_name: str | None = None
+    backing_format: str | None = None
 
 
 class ImageError(V2VError):
@@ -96,6 +99,8 @@ def parse_info(said: Mapping[str, Any]) -> ImageInfo:
         backing_file=said.get("full-backing-filename") or said.get("backing-filename"),
         is_encrypted=bool(said.get("encrypted", False)),
         content_files=tuple(str(name) for name in content if name),
+        backing_name=said.get("backing-filename"),
+        backing_format=said.get("backing-filename-format"),
     )
 
 
@@ -127,6 +132,25 @@ async def create_qcow2(
     await _run(
         [*argv, "--", _literal(path), *([] if size is None else [str(size)])], path, timeout_s=None
     )
+
+
+async def repair(path: Path) -> None:
+    """Make a qcow2 image whole whose server was killed: clusters that nothing refers to are freed.
+
+    What was flushed is in it, whatever else was on its way (qcow2 orders its writes so).
+
+    Raises:
+        ImageError: it is damaged beyond that.
+        DependencyError: qemu-img is not installed.
+    """
+    argv = ["qemu-img", "check", "-q", "-f", "qcow2", "-r", "leaks", "--", _literal(path)]
+    await _run(argv, path, timeout_s=None)
+
+
+def is_locked(error: ImageError) -> bool:
+    """Whether an image could not be opened since another process has it open."""
+    # The last of two lines; the first says which lock.
+    return "Is another process using the image" in error.message
 
 
 async def version() -> tuple[str, Version]:

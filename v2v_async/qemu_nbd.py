@@ -16,6 +16,12 @@ def serve_overlay(overlay: Path, socket: Path) -> ServerCommand:
     return ServerCommand("qemu-nbd", tuple(argv), socket)
 
 
+def serve_image(path: Path, format_: str, socket: Path) -> ServerCommand:
+    """Serve an image or a block device, writable. It holds qemu's locks of the image meanwhile."""
+    argv = _base(socket) + [f"--format={format_}", "--discard=unmap", str(path)]
+    return ServerCommand("qemu-nbd", tuple(argv), socket)
+
+
 def serve_target(path: Path, socket: Path, *, compress: bool = False) -> ServerCommand:
     """Serve a qcow2 target, writable. ``compress``: whole clusters are compressed on writing."""
     if compress:

@@ -6,7 +6,11 @@ import re
 from collections.abc import Sequence
 
 MASK = "***"
-_URI_PASSWORD = re.compile(r"(?P<head>[a-z][a-z0-9+.-]*://[^/\s:@]*:)[^@/\s]+(?=@)", re.IGNORECASE)
+# The scheme is looked for only where a word begins, so that a long line takes no longer than its
+# length; the password may have a ‘@’ in it that nobody quoted.
+_URI_PASSWORD = re.compile(
+    r"(?P<head>(?<![a-z0-9+.-])[a-z0-9+.-]+://[^/\s:@]*:)[^/\s]+(?=@)", re.IGNORECASE
+)
 # Parameters of nbdkit plugins and of virt-v2v whose value is a secret.
 _SECRET_PARAMETER = re.compile(
     r"(?P<head>\b(?:password|passwd|cookie|proxy-password|tls-psk|token|secret)=)[^\s,]+",
@@ -14,7 +18,7 @@ _SECRET_PARAMETER = re.compile(
 )
 # virt-customize's selectors: "password:SECRET", "USER:password:SECRET".
 _PASSWORD_SELECTOR = re.compile(r"(?P<head>\bpassword:)\S+")
-_KEY_SELECTOR = re.compile(r"(?P<head>\S+:key:).+")
+_KEY_SELECTOR = re.compile(r"(?P<head>\S:key:).+")
 
 
 def redact(text: str) -> str:

@@ -9,6 +9,11 @@ from pathlib import Path
 
 from v2v_async.errors import UsageError
 
+VARIABLES = frozenset(
+    ("OS_PASSWORD", "OS_TOKEN", "OS_PASSCODE", "OS_APPLICATION_CREDENTIAL_SECRET")
+)
+"""Variables of our environment that hold secrets: how one logs in to OpenStack, by custom."""
+
 # A password, not a file named by mistake.
 _LONGEST = 64 * 1024
 
@@ -64,6 +69,7 @@ class Secret:
 def secret_file(directory: Path, secret: Secret, name: str = "secret") -> Iterator[Path]:
     """Have a file of mode 0600 in ``directory`` that holds ``secret``; it goes with the block."""
     path = directory / f".{name}"
+    path.unlink(missing_ok=True)  # of a run that was killed
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
     try:
         with os.fdopen(descriptor, "w") as file:

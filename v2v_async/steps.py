@@ -8,7 +8,7 @@ it is in the directory.
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -17,6 +17,7 @@ import anyio
 from v2v_async import process
 from v2v_async.convert.step import convert
 from v2v_async.copy.step import copy
+from v2v_async.emulation import emulation_environment
 from v2v_async.errors import V2VError
 from v2v_async.events import Bytes, Reporter
 from v2v_async.input.contract import Input
@@ -28,6 +29,9 @@ from v2v_async.output.contract import Output
 from v2v_async.output.registry import parse_output
 from v2v_async.server import Servers, running_servers
 from v2v_async.v2vdir import V2VDir
+
+# Removing half-made outputs is local and quick; a file system that hangs must not hold us for ever.
+_UNDO_TIMEOUT_S = 60.0
 
 
 @asynccontextmanager
@@ -49,6 +53,51 @@ async def step(name: str, v2vdir: V2VDir, reporter: Reporter) -> AsyncIterator[R
         mine.emit("cancelled", duration_s=time.monotonic() - began)
         raise
     mine.emit("finished", duration_s=time.monotonic() - began)
+
+
+@asynccontextmanager
+async def v2v_directory(
+    tmpdir: Path | None,
+    reporter: Reporter,
+    undo: Callable[[V2VDir, Reporter], Awaitable[None]] | None = None,
+) -> AsyncIterator[V2VDir]:
+    """Have a v2v directory for all steps of a guest; after a failure, ``undo`` and keep the logs.
+
+    It is made in ``tmpdir`` (default ``$TMPDIR``, else /var/tmp).
+    """
+    v2vdir = V2VDir.create(tmpdir)
+    v2vdir.update(run=reporter.run)
+    try:
+        yield v2vdir
+    except BaseException as error:
+        with anyio.CancelScope(shield=True), anyio.move_on_after(_UNDO_TIMEOUT_S):
+            await stop_recorded(v2vdir)
+            if undo is not None:
+                await undo(v2vdir, reporter)
+        if isinstance(error, Exception) and any(v2vdir.log_directory.iterdir()):
+            if isinstance(error, V2VError):
+                phase = v2vdir.state.phase
+                error.locate(step=None if phase == "new" else phase, log=v2vdir.log_directory)
+            v2vdir.keep_only_logs()
+        else:
+            v2vdir.remove()
+        raise
+    async with step("cleanup", v2vdir, reporter):
+        v2vdir.remove()
+
+
+async def look_at_source(source: Input, reporter: Reporter) -> SourceGuest:
+    """Return what is known of a source before anything is served.
+
+    Raises:
+        SourceError: it can't be used.
+    """
+    try:
+        await source.check(reporter.for_step("input"))
+        return await source.describe()
+    except V2VError as error:
+        error.locate(step="input")
+        raise
 
 
 # What one step does, whoever runs it.
@@ -77,9 +126,8 @@ async def run_convert(
         _tell_about_kvm(kvm, mine)
         v2vdir.converting_mark.touch()
         try:
-            return await convert(
-                v2vdir, source, options, output_name, appliance_environment(kvm), mine
-            )
+            environment = {**appliance_environment(kvm), **await emulation_environment(kvm)}
+            return await convert(v2vdir, source, options, output_name, environment, mine)
         finally:
             v2vdir.converting_mark.unlink(missing_ok=True)
 

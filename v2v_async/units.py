@@ -81,6 +81,22 @@ def format_duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{secs:02}" if hours else f"{minutes}:{secs:02}"
 
 
+_DURATION = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s)?")
+
+
+def parse_duration(text: str) -> float:
+    """Return the seconds that ``text`` means: ``30s``, ``10m``, ``1h30m``, ``2d``.
+
+    Raises:
+        ValueError: it is not a duration.
+    """
+    match = _DURATION.fullmatch(text.replace(" ", ""))
+    if match is None or not any(match.groups()):
+        raise ValueError(f"‘{text}’ is not a duration (write for example 30s, 10m or 1h30m)")
+    days, hours, minutes, seconds = (float(group or 0) for group in match.groups())
+    return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
+
+
 def drive_letters(position: int) -> str:
     """Return the letters of the disk at ``position`` (from 0): ``a`` … ``z``, ``aa``, ``ab`` …"""
     letters = ""

@@ -57,10 +57,14 @@ class TargetExport(Model):
 
 
 class OutputFile(Model):
-    """A file that this run makes: written as ``temporary``, renamed to ``final`` at the end."""
+    """A file that this run makes: written as ``temporary``, renamed to ``final`` at the end.
+
+    ``inode`` tells it from a file of somebody else's under its final name; 0: not known yet.
+    """
 
     temporary: str
     final: str
+    inode: int = 0
 
 
 class MadeObject(Model):
@@ -88,6 +92,10 @@ class State(Model):
     objects: list[MadeObject] = []
     files: list[str] = []
     """Files outside this directory that belong to the run and go with it."""
+    is_publishing: bool = False
+    """Outputs may have their final names, and the target guest is not made yet."""
+    is_finalized: bool = False
+    """The target guest is made: what this run made outside this directory is the result now."""
 
 
 _D = TypeVar("_D", bound=Model)

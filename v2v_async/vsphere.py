@@ -159,7 +159,7 @@ def write_login(folder: Path, login: Login, cookie: str | None) -> Path:
     The password has to stay there for as long as the disks are served: a server that was started
     again knows no sessions, and a conversion that had read for hours would be lost.
     """
-    folder.mkdir(mode=0o700)
+    folder.mkdir(mode=0o700, exist_ok=True)  # an earlier process may have been killed
     _write(folder / "login", json.dumps(asdict(login)))
     _write(folder / "session", cookie or "")
     _write(folder / "lock", "")

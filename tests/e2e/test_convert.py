@@ -10,13 +10,13 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import ROOT, assert_gone, processes_naming, program, require
 from tests.integration.servers import digest
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.appliance
 
@@ -51,11 +51,12 @@ class Place:
     def assert_nothing_left(self, *outputs: str) -> None:
         assert_gone(str(self.folder))
         assert sorted(path.name for path in self.out.iterdir()) == sorted(outputs)
-        end = time.monotonic() + 60
-        # Another test's may be made or removed just now, and nothing tells when that is done.
-        while left := abandoned_sockets() - self.before:
-            assert time.monotonic() < end, f"left in /tmp: {left}"
-            time.sleep(0.05)
+        # Another test's may be made or removed just now.
+        wait_until(
+            lambda: not abandoned_sockets() - self.before,
+            lambda: f"nothing is left in /tmp: {abandoned_sockets() - self.before}",
+            within_s=60,
+        )
 
 
 def abandoned_sockets() -> set[Path]:
@@ -85,11 +86,14 @@ def wait_for_appliance(place: Place) -> None:
     Only it knows the name, and one that is killed before it tells leaves that folder in /tmp
     (docs/conversion.md).
     """
-    while not any(
-        "guestfsd.sock" in log.read_text(errors="replace")
-        for log in place.tmp.glob("v2v.*/log/convert.log")
-    ):
-        time.sleep(0.05)
+    wait_until(
+        lambda: any(
+            "guestfsd.sock" in log.read_text(errors="replace")
+            for log in place.tmp.glob("v2v.*/log/convert.log")
+        ),
+        "the appliance is started",
+        within_s=300,
+    )
 
 
 def domain_is_accepted(xml: Path) -> None:

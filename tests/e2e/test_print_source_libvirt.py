@@ -17,6 +17,7 @@ import pytest
 
 from tests.conftest import program, require
 from tests.range_server import RangeServer, range_server
+from tests.waiting import wait_until
 
 DISK = """<disk type='file' device='disk'><driver name='qemu' type='raw'/>
   <source file='@DIR@/a.img'/><target dev='hda' bus='ide'/></disk>"""
@@ -252,8 +253,7 @@ def nbd_port(folder: Path) -> Iterator[int]:
     argv = ["nbdkit", "-f", "-r", "-p", str(port), "-P", str(ready), "file", str(folder / "a.img")]
     server = subprocess.Popen(argv)
     try:
-        while not ready.exists():
-            assert server.poll() is None
+        wait_until(ready.exists, "nbdkit listens", of=server)
         yield port
     finally:
         server.terminate()

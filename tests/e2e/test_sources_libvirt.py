@@ -13,7 +13,7 @@ from tests.conftest import ROOT, program, require
 from tests.e2e.test_convert import Place, domain_is_accepted
 from tests.integration.servers import digest
 
-pytestmark = pytest.mark.appliance
+pytestmark = [pytest.mark.appliance, pytest.mark.usefixtures("converting_once")]
 
 
 @pytest.fixture

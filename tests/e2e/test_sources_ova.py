@@ -15,7 +15,7 @@ from tests.conftest import ROOT, assert_gone, program, require
 from tests.integration.servers import digest
 from v2v_async.kvm import appliance_environment, probe_kvm
 
-pytestmark = pytest.mark.appliance
+pytestmark = [pytest.mark.appliance, pytest.mark.usefixtures("converting_once")]
 
 
 def run(folder: Path, ova: Path, name: str) -> subprocess.CompletedProcess[str]:

@@ -14,7 +14,7 @@ from tests.sshd import Sshd, running_sshd
 from tests.unit.test_vmdk_descriptor import ESXI
 from tests.xen_host import disk_xml, xen_host
 
-pytestmark = pytest.mark.appliance
+pytestmark = [pytest.mark.appliance, pytest.mark.usefixtures("converting_once")]
 PASSWORD = "hunter2-Pa$$wort"
 
 

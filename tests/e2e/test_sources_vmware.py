@@ -153,6 +153,7 @@ def test_the_spy_sees_what_it_looks_for(short_tmp: Path) -> None:
 
 
 @pytest.mark.appliance
+@pytest.mark.usefixtures("converting_once")
 def test_over_https(short_tmp: Path, phony_guest: Path) -> None:
     place = Place(short_tmp)
     with serving(short_tmp, phony_guest / "system.img") as vcenter:
@@ -164,6 +165,7 @@ def test_over_https(short_tmp: Path, phony_guest: Path) -> None:
 
 
 @pytest.mark.appliance
+@pytest.mark.usefixtures("converting_once")
 def test_by_vddk(short_tmp: Path, phony_guest: Path) -> None:
     place = Place(short_tmp)
     with serving(short_tmp, phony_guest / "system.img") as vcenter:

@@ -15,7 +15,7 @@ from tests.services.openstack_fixture import cloud as cloud
 from tests.services.openstack_fixture import session_cloud as session_cloud
 from tests.unit.test_output_openstack import RECORDED
 
-pytestmark = pytest.mark.appliance
+pytestmark = [pytest.mark.appliance, pytest.mark.usefixtures("converting_once")]
 
 
 def test_the_three_disks(three_disk_guest: Path, cloud: TestCloud, short_tmp: Path) -> None:

@@ -25,7 +25,7 @@ from v2v_async.input.registry import parse_input
 from v2v_async.options import ConvertOptions, GuestOptions, InputOptions, OutputOptions
 from v2v_async.output.libvirt_calls import TargetConnection
 
-pytestmark = pytest.mark.appliance
+pytestmark = [pytest.mark.appliance, pytest.mark.usefixtures("converting_once")]
 
 REFERENCE = Path(__file__).parents[1] / "recorded" / "virt-v2v-2.2-o-libvirt.xml"
 """What virt-v2v 2.2 had libvirt define for the phony guest:

@@ -14,7 +14,7 @@ from tests.services.openstack import TestCloud
 from tests.services.openstack_fixture import cloud as cloud
 from tests.services.openstack_fixture import session_cloud as session_cloud
 
-pytestmark = pytest.mark.appliance
+pytestmark = [pytest.mark.appliance, pytest.mark.usefixtures("converting_once")]
 
 # Runs the real one, then keeps what it made of the disks: the overlays are gone in the end.
 KEEPING = """\

@@ -16,7 +16,7 @@ from tests.services.engine import PASSWORD, Engine
 from tests.services.imageio import Imageio
 from tests.unit.test_output_ovirt import differences
 
-pytestmark = pytest.mark.appliance
+pytestmark = [pytest.mark.appliance, pytest.mark.usefixtures("converting_once")]
 RECORDED = Path(__file__).parent.parent / "recorded" / "ovirt-upload"
 DISK = "11111111-1111-1111-1111-111111111111"
 _UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")

@@ -13,16 +13,20 @@ import shutil
 import signal
 import subprocess
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import assert_gone, program, require
+from tests.waiting import wait_until
 from v2v_async.process import is_same, start_time
 
-pytestmark = [pytest.mark.appliance, pytest.mark.slow]
+pytestmark = [
+    pytest.mark.appliance,
+    pytest.mark.slow,
+    pytest.mark.usefixtures("converting_once"),
+]
 
 MARKER = "V2V-ASYNC-GUEST-READY"
 BOOT_S = 500.0
@@ -76,11 +80,15 @@ def test_it_boots_by_its_own_script(folder: Path, sample_guest: Path) -> None:
 
 def wait_for_marker(log: Path, pid: int, started: int) -> str:
     """Return what the guest said up to the marker; it fails as soon as the guest has gone."""
-    end = time.monotonic() + BOOT_S
-    while MARKER not in (console := log.read_text(errors="replace")):
-        assert is_same(pid, started), f"qemu ended: {console[-2000:]}"
-        assert "(initramfs)" not in console, console[-2000:]
-        assert time.monotonic() < end, f"no marker: {console[-2000:]}"
-        # A file that grows wakes nobody; the guest takes a minute, half a second is no loss.
-        time.sleep(0.5)
-    return console
+
+    def console() -> str:
+        return log.read_text(errors="replace")
+
+    def has_come() -> bool:
+        said = console()
+        assert is_same(pid, started) or MARKER in said, f"qemu ended: {said[-2000:]}"
+        assert "(initramfs)" not in said, said[-2000:]
+        return MARKER in said
+
+    wait_until(has_come, lambda: f"the marker is there: {console()[-2000:]}", within_s=BOOT_S)
+    return console()

@@ -11,7 +11,7 @@ import pytest
 from tests.conftest import program, require
 from tests.unit.test_output_ovirt import RECORDED, differences
 
-pytestmark = pytest.mark.appliance
+pytestmark = [pytest.mark.appliance, pytest.mark.usefixtures("converting_once")]
 DOMAIN = "4e6a7b1c-0d2f-4a61-9b4e-1f0a6f7b2c11"
 IMAGE, VOLUME = "11111111-1111-1111-1111-111111111111", "22222222-2222-2222-2222-222222222222"
 VM = "33333333-3333-3333-3333-333333333333"

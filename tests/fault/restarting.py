@@ -16,9 +16,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from tests.waiting import until
+
 FORGETTING = Path(__file__).with_name("forgetting.py")
-_POLL_S = 0.02
-_START_S = 30.0
+_LOOK_S = 0.02  # it is ended from many sides; to be so late in seeing it is no loss
 # Where a test is killed its servers go too.
 _WITH_PARENT = ("setpriv", "--pdeathsig", "KILL") if shutil.which("setpriv") else ()
 
@@ -107,14 +108,15 @@ class Restarting:
                 env=self._environment,
             )
         self.starts += 1
-        for _ in range(int(_START_S / _POLL_S)):
-            if _listens(self.socket):
-                self._is_up.set()
-                return
-            if not self.is_alive:
-                break
-            await asyncio.sleep(_POLL_S)
-        raise RuntimeError(f"{self.argv}: {self.log.read_text(errors='replace')[-2000:]}")
+        try:
+            await until(
+                lambda: _listens(self.socket),
+                lambda: f"{self.argv} listens: {self.log.read_text(errors='replace')[-2000:]}",
+                of=self._process,
+            )
+        except AssertionError as error:  # not what is tested
+            raise RuntimeError(str(error)) from None
+        self._is_up.set()
 
     def kill(self, down_s: float = 0.0) -> None:
         """SIGKILL it, and wait for that; a kept one is started again ``down_s`` later."""
@@ -141,8 +143,11 @@ class Restarting:
 
         Which it may die of: nbdkit 1.32 aborts.
         """
-        while not self.is_alive or not self._is_up.is_set() or self.clients():
-            await asyncio.sleep(_POLL_S)
+        await until(
+            lambda: self.is_alive and self._is_up.is_set() and not self.clients(),
+            f"{self.socket} is served again",
+            within_s=120,
+        )
 
     def stop(self) -> None:
         """End it; a kept one as well."""
@@ -164,7 +169,7 @@ class Restarting:
                 # A lock on the image may outlive the process for a moment.
                 with suppress(RuntimeError):
                     await self.start()
-            await asyncio.sleep(_POLL_S)
+            await asyncio.sleep(_LOOK_S)
 
 
 def _listens(path: Path) -> bool:

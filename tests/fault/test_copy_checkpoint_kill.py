@@ -7,7 +7,6 @@ import random
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +16,7 @@ import pytest
 
 from tests.fault.restarting import FORGETTING, Restarting, nbdkit
 from tests.integration.servers import MIB, digest
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.anyio
 
@@ -36,10 +36,10 @@ if limit >= 0:
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 if most >= 0:
     take, taken = throttle.Throttle.take, []
-    def take_some(self, length, who=None):
+    def take_some(self, length, *who):
         if sum(taken) + length > most:
             return throttle.MAX_WAIT_S
-        seconds = take(self, length, who)
+        seconds = take(self, length, *who)
         if not seconds:
             taken.append(length)
         return seconds
@@ -95,16 +95,20 @@ class Copier:
 
         # Two chunks may be there in part. What is there already is read for the digest.
         with self.running(*SLOWLY, most=(part + 8) * MIB) as process:
-            self.wait(condition, process)
+            self.wait(condition, f"{part} MiB are remembered", process)
             process.kill()
             process.wait()
         assert process.returncode == -signal.SIGKILL
 
-    def wait(self, condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    def wait(
+        self, condition: Callable[[], bool], what: str, process: subprocess.Popen[str]
+    ) -> None:
         """Wait until something is so; the process must be running then."""
-        while not condition():
-            assert process.poll() is None, process.communicate()
-            time.sleep(0.01)
+
+        def told() -> str:
+            return what if process.poll() is None else f"{what}: {process.communicate()}"
+
+        wait_until(condition, told, within_s=120, of=process)
 
     def has_begun(self) -> bool:
         """Whether the folder is known to be the copier's own."""
@@ -266,7 +270,7 @@ async def test_a_folder_in_use_is_refused(short_tmp: Path, source: Path, target:
     async with one, two:
         copier = Copier(short_tmp, one.uri, two.uri)
         with copier.running(*SLOWLY, events="first") as first:
-            copier.wait(lambda: copier.remembered > 0, first)
+            copier.wait(lambda: copier.remembered > 0, "something is remembered", first)
             second = copier.run()
             assert second.returncode == 1
             assert f"another run (process {first.pid}) is using" in second.stderr

@@ -11,6 +11,7 @@ import pytest
 
 from tests.conftest import assert_gone, processes_naming, require
 from tests.integration.servers import MIB, fragmented, serve
+from tests.waiting import until
 from v2v_async.copy.endpoint import Endpoint, nbd
 from v2v_async.copy.external import copy_disk_external
 from v2v_async.errors import (
@@ -177,9 +178,7 @@ async def test_servers_of_nbdcopy_go_with_it(short_tmp: Path, how: str) -> None:
 
     async with anyio.create_task_group() as group:
         group.start_soon(run)
-        with anyio.fail_after(30):
-            while not Path(f"{mark}.pid").exists():
-                await anyio.sleep(0.01)
+        await until(Path(f"{mark}.pid").exists, "nbdcopy’s server listens")
         if how == "cancelled":
             group.cancel_scope.cancel()
         else:
@@ -224,12 +223,11 @@ def ignore(event: Event) -> None:
 
 async def _connected(copier: Copier, folder: Path) -> int:
     """Wait until the copier is in the middle of it, and return its pid."""
-    with anyio.fail_after(30):
-        while True:
-            for pid in _programs(copier, folder):
-                if _has_socket(pid):
-                    return pid
-            await anyio.sleep(0.01)
+    [pid, *_] = await until(
+        lambda: [pid for pid in _programs(copier, folder) if _has_socket(pid)],
+        f"{copier} is connected",
+    )
+    return pid
 
 
 def _programs(copier: str, folder: Path) -> list[int]:

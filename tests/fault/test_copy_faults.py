@@ -10,8 +10,9 @@ import anyio
 import pytest
 
 from tests.integration.servers import MIB, digest, fragmented, serve
+from tests.waiting import until
 from v2v_async.copy.endpoint import nbd
-from v2v_async.copy.engine import CopyJob, copy_disks
+from v2v_async.copy.schedule import CopyJob, copy_disks
 from v2v_async.errors import CopyError, ServerExitedError, V2VError
 from v2v_async.events import Event, Reporter
 from v2v_async.server import running_servers
@@ -203,8 +204,7 @@ async def test_a_flush_that_hangs_does_not_hold_a_cancelled_copy(short_tmp: Path
         )
 
         async def cancel_in_flush(scope: anyio.CancelScope) -> None:
-            while not (short_tmp / "f").exists():
-                await anyio.sleep(0.02)
+            await until((short_tmp / "f").exists, "the flush has begun")
             scope.cancel()
 
         with anyio.fail_after(60), anyio.CancelScope() as scope:
@@ -264,8 +264,7 @@ async def test_connections_of_a_disk_that_is_cancelled_while_it_opens_more(
         two = await serve(servers, "out1", short_tmp, "null", "size=1T")
 
         async def cancel_in_open(scope: anyio.CancelScope) -> None:
-            while opens.read_text().count(".") < 4:  # a shell script tells in no other way
-                await anyio.sleep(0.01)
+            await until(lambda: opens.read_text().count(".") == 4, "the fourth one is being opened")
             scope.cancel()
 
         with anyio.fail_after(60), anyio.CancelScope() as scope:

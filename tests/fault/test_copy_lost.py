@@ -15,7 +15,7 @@ import pytest
 from tests.fault.restarting import FORGETTING, Proxy, Restarting, nbdkit, qemu_nbd
 from tests.integration.servers import MIB, digest
 from v2v_async.copy.endpoint import Endpoint, nbd
-from v2v_async.copy.engine import CopyJob, DiskResult, copy_disks
+from v2v_async.copy.schedule import CopyJob, DiskResult, copy_disks
 from v2v_async.errors import CopyError
 from v2v_async.events import Event, Reporter
 from v2v_async.options import CopyOptions

@@ -17,7 +17,15 @@ import pytest
 
 from tests.block_devices import filled, loop_device
 from tests.conftest import program
-from tests.fault.test_guest_faults import STEPS, Place, kill_server, quiet, run_with_signal, when
+from tests.fault.test_guest_faults import (
+    STEPS,
+    Place,
+    kill_server,
+    quiet,
+    run_helpers,
+    run_with_signal,
+    when,
+)
 from tests.fault.test_guest_faults import place as place
 from tests.integration.servers import MIB
 from v2v_async.clean import clean
@@ -162,36 +170,7 @@ async def test_what_a_killed_run_left_is_told(place: Place, backing: Path) -> No
 
 def test_setup_and_final_by_the_helpers(place: Place, backing: Path) -> None:
     """Two processes, with only the v2v directory between them."""
-    v2vdir = V2VDir.create(place.tmp)
-    v2vdir.update(owner=None)
-    argv = ["-i", "disk", *map(str, place.disks), "-o", "local", "-os", str(place.out)]
-    steps = [
-        ("helper-v2v-input-disk",),
-        ("helper-v2v-convert",),
-        ("helper-v2v-output-local", "setup"),
-        ("helper-v2v-copy",),
-        ("helper-v2v-output-local", "final"),
-    ]
-    environment = {
-        # With the cache of the machine, which knows whether KVM works: the helpers would try.
-        **{name: value for name, value in os.environ.items() if name != "V2V_ASYNC_CACHE"},
-        "LIBGUESTFS_BACKEND_SETTINGS": "force_tcg",
-        "TMPDIR": str(place.tmp),
-    }
-    for name, *phase in steps:
-        done = subprocess.run(
-            [*program(name), "--v2vdir", str(v2vdir.path), *phase, *argv],
-            env=environment,
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == 0, f"{name}: {done.stdout}{done.stderr}"
-    assert v2vdir.state.objects == []
-    cleaned = subprocess.run(
-        [*program("v2v-async"), "clean", str(v2vdir.path)], capture_output=True, text=True
-    )
-    assert cleaned.returncode == 0, cleaned.stderr
-    assert "may have left" not in cleaned.stdout + cleaned.stderr
+    run_helpers(place, "local", "-os", str(place.out))
     assert held(place, backing)[:SIZE] == converted(place.disks[0])
     place.assert_nothing_left(outputs=("web-sda", "web-sdb", "web.xml"))
 

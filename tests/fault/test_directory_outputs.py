@@ -14,14 +14,12 @@ import anyio
 import pytest
 import yaml
 
-from tests.conftest import program
-from tests.fault.test_guest_faults import STEPS, Place, place, quiet, when
+from tests.fault.test_guest_faults import STEPS, Place, place, quiet, run_helpers, when
 from tests.integration.servers import MIB, digest
 from tests.kubevirt_api import check
 from v2v_async.errors import V2VError
 from v2v_async.events import Event
 from v2v_async.guest import convert_guest
-from v2v_async.v2vdir import V2VDir
 
 __all__ = ["place"]  # a fixture
 
@@ -126,36 +124,12 @@ async def test_a_document_that_can_not_be_replaced(
 @pytest.mark.parametrize("mode", MODES)
 def test_setup_and_final_by_the_helpers(place: Place, mode: str) -> None:
     """Two processes, with only the v2v directory between them."""
-    v2vdir = V2VDir.create(place.tmp)
-    v2vdir.update(owner=None)
-    argv = ["-i", "disk", *map(str, place.disks), "-o", mode, "-os", str(place.out)]
-    steps = [
-        ("helper-v2v-input-disk",),
-        ("helper-v2v-convert",),
-        (f"helper-v2v-output-{mode}", "setup"),
-        ("helper-v2v-copy",),
-        (f"helper-v2v-output-{mode}", "final"),
-    ]
-    environment = {
-        # With the cache of the machine, which knows whether KVM works: the helpers would try.
-        **{name: value for name, value in os.environ.items() if name != "V2V_ASYNC_CACHE"},
-        "LIBGUESTFS_BACKEND_SETTINGS": "force_tcg",
-        "TMPDIR": str(place.tmp),
-    }
-    for name, *phase in steps:
-        done = subprocess.run(
-            [*program(name), "--v2vdir", str(v2vdir.path), *phase, *argv],
-            env=environment,
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == 0, f"{name}: {done.stdout}{done.stderr}"
+
+    def names_are_given_at_the_end(words: list[str]) -> None:
         there = [path.name for path in place.out.iterdir() if not path.name.startswith(".")]
-        assert sorted(there) == (sorted(outputs(mode)) if phase == ["final"] else [])
-    cleaned = subprocess.run(
-        [*program("v2v-async"), "clean", str(v2vdir.path)], capture_output=True, text=True
-    )
-    assert cleaned.returncode == 0, cleaned.stderr
+        assert sorted(there) == (sorted(outputs(mode)) if words == ["final"] else [])
+
+    run_helpers(place, mode, "-os", str(place.out), then=names_are_given_at_the_end)
     place.assert_nothing_left(outputs=outputs(mode))
 
 

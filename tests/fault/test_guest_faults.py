@@ -228,6 +228,45 @@ def kill_server(place: Place, name: str) -> None:
     os.kill(record.pid, signal.SIGKILL)
 
 
+def run_helpers(
+    place: Place, mode: str, *argv: str, then: Callable[[list[str]], None] = lambda words: None
+) -> None:
+    """Convert by the helpers, a process for each step, and clean up as a person would.
+
+    ``argv``: the output's options; ``then`` is called after each step with its words (``setup``).
+    """
+    v2vdir = V2VDir.create(place.tmp)
+    v2vdir.update(owner=None)
+    given = ["-i", "disk", *map(str, place.disks), "-o", mode, *argv]
+    environment = {
+        # With the cache of the machine, which knows whether KVM works: the helpers would try.
+        **{name: value for name, value in os.environ.items() if name != "V2V_ASYNC_CACHE"},
+        "LIBGUESTFS_BACKEND_SETTINGS": "force_tcg",
+        "TMPDIR": str(place.tmp),
+    }
+    for name, *words in (
+        ("helper-v2v-input-disk",),
+        ("helper-v2v-convert",),
+        (f"helper-v2v-output-{mode}", "setup"),
+        ("helper-v2v-copy",),
+        (f"helper-v2v-output-{mode}", "final"),
+    ):
+        done = subprocess.run(
+            [*program(name), "--v2vdir", str(v2vdir.path), *words, *given],
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, f"{name}: {done.stdout}{done.stderr}"
+        then(words)
+    assert v2vdir.state.objects == []
+    cleaned = subprocess.run(
+        [*program("v2v-async"), "clean", str(v2vdir.path)], capture_output=True, text=True
+    )
+    assert cleaned.returncode == 0, cleaned.stderr
+    assert "may have left" not in cleaned.stdout + cleaned.stderr
+
+
 def run_with_signal(
     place: Place, step: str, number: signal.Signals
 ) -> subprocess.CompletedProcess[str]:

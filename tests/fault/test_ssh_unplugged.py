@@ -16,7 +16,7 @@ from tests.integration.test_input_disk import quiet, served
 from tests.sshd import Sshd, running_sshd
 from tests.unit.test_vmdk_descriptor import ESXI
 from v2v_async.copy.endpoint import Endpoint, nbd
-from v2v_async.copy.engine import CopyJob, copy_disks
+from v2v_async.copy.schedule import CopyJob, copy_disks
 from v2v_async.copy.step import copy as copy_step
 from v2v_async.errors import CopyError
 from v2v_async.events import Reporter

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import subprocess
 import threading
@@ -12,8 +11,7 @@ from pathlib import Path
 import anyio
 import pytest
 
-from tests.conftest import program
-from tests.fault.test_guest_faults import STEPS, Place, kill_server, when
+from tests.fault.test_guest_faults import STEPS, Place, kill_server, run_helpers, when
 from tests.fault.test_guest_faults import place as place
 from tests.integration.test_output_local import SOURCE, TARGET, reporter, write
 from tests.ovirt_upload import engine as engine
@@ -98,7 +96,7 @@ def stay(phase: str, *, when_phase: str = "initializing") -> Callable[[Engine], 
             for each in held:
                 each.phase = phase
 
-        engine.advance = advance  # type: ignore[method-assign]
+        engine.advance = advance
 
     return prepare
 
@@ -110,7 +108,7 @@ def illegal(engine: Engine) -> None:
             disk.status = "illegal" if disk.id != "theirs" else "ok"
 
     go_on = engine.advance
-    engine.advance = advance  # type: ignore[method-assign]
+    engine.advance = advance
 
 
 def vanishes(engine: Engine) -> None:
@@ -120,7 +118,7 @@ def vanishes(engine: Engine) -> None:
         for disk in [each for each in engine.disks.values() if each.id != "theirs"]:
             engine.remove(disk)
 
-    engine.advance = advance  # type: ignore[method-assign]
+    engine.advance = advance
 
 
 def failing_job(engine: Engine) -> None:
@@ -136,7 +134,7 @@ def failing_job(engine: Engine) -> None:
             engine.vms.clear()
         go_on()
 
-    engine.advance = advance  # type: ignore[method-assign]
+    engine.advance = advance
 
 
 def endless_job(engine: Engine) -> None:
@@ -147,7 +145,7 @@ def endless_job(engine: Engine) -> None:
         for job in engine.jobs:
             job["status"] = "started"
 
-    engine.advance = advance  # type: ignore[method-assign]
+    engine.advance = advance
 
 
 def full(engine: Engine) -> None:
@@ -375,39 +373,15 @@ def assert_uploaded(place: Place, engine: Engine, folder: Path) -> None:
 
 def test_setup_and_final_by_the_helpers(place: Place, engine: Engine, tmp_path: Path) -> None:
     """Processes of their own, with only the v2v directory between them."""
-    v2vdir = V2VDir.create(place.tmp)
-    v2vdir.update(owner=None)
     password = tmp_path / "password"
     password.write_text(PASSWORD)
-    argv = ["-i", "disk", *map(str, place.disks), "-o", "ovirt-upload", "-oc", engine.url]
-    argv += ["-op", str(password), "-os", "data-1"]
-    environment = {
-        **os.environ,
-        "LIBGUESTFS_BACKEND_SETTINGS": "force_tcg",
-        "TMPDIR": str(place.tmp),
-    }
-    for name, *phase in (
-        ("helper-v2v-input-disk",),
-        ("helper-v2v-convert",),
-        ("helper-v2v-output-rhv-upload", "setup"),
-        ("helper-v2v-copy",),
-        ("helper-v2v-output-rhv-upload", "final"),
-    ):
-        done = subprocess.run(
-            [*program(name), "--v2vdir", str(v2vdir.path), *phase, *argv],
-            env=environment,
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == 0, f"{name}: {done.stdout}{done.stderr}"
-        assert len(engine.vms) == (phase == ["final"])
+
+    def made_at_the_end(words: list[str]) -> None:
+        assert len(engine.vms) == (words == ["final"])
+
+    options = ["-oc", engine.url, "-op", str(password), "-os", "data-1"]
+    run_helpers(place, "rhv-upload", *options, then=made_at_the_end)
     assert_uploaded(place, engine, tmp_path)
-    assert v2vdir.state.objects == []
-    cleaned = subprocess.run(
-        [*program("v2v-async"), "clean", str(v2vdir.path)], capture_output=True, text=True
-    )
-    assert cleaned.returncode == 0, cleaned.stderr
-    assert "may have left" not in cleaned.stdout + cleaned.stderr
     place.assert_nothing_left()
 
 

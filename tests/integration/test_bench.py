@@ -6,12 +6,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import assert_gone, require
+from tests.waiting import wait_until
 from v2v_async.bench import machine, report
 from v2v_async.cli import bench as cli
 
@@ -215,11 +215,9 @@ def test_a_signal_ends_all_and_keeps_what_was_measured(
         stderr=subprocess.PIPE,
     )
     try:
-        end = time.monotonic() + 60
-        while not list(short_tmp.glob("v2vb.*/log")):
-            assert time.monotonic() < end
-            assert process.poll() is None
-            time.sleep(0.02)
+        wait_until(
+            lambda: list(short_tmp.glob("v2vb.*/log")), "it measures", within_s=60, of=process
+        )
         process.send_signal(number)
         said = process.communicate(timeout=60)
     finally:

@@ -9,7 +9,7 @@ import pytest
 
 from tests.integration.servers import MIB, digest, fragmented, serve, serve_qcow2
 from v2v_async.copy.endpoint import nbd
-from v2v_async.copy.engine import MAX_BYTES_IN_FLIGHT, CopyJob, copy_disks
+from v2v_async.copy.schedule import MAX_BYTES_IN_FLIGHT, CopyJob, copy_disks
 from v2v_async.errors import CopyError, NbdError, SizeMismatchError
 from v2v_async.events import Event, Reporter
 from v2v_async.options import CopyOptions

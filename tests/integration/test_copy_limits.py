@@ -13,10 +13,10 @@ import pytest
 
 from tests.integration.request_log import RequestLog, read_logs
 from tests.integration.servers import MIB, digest, fragmented, serve
-from v2v_async.copy import engine
+from v2v_async.copy import engine, schedule
 from v2v_async.copy.endpoint import nbd
-from v2v_async.copy.engine import CopyJob, copy_disks
 from v2v_async.copy.geometry import LARGEST_REQUEST, REQUEST_SIZE
+from v2v_async.copy.schedule import CopyJob, copy_disks
 from v2v_async.copy.shares import Budget
 from v2v_async.copy.worker import Worker
 from v2v_async.events import Event, Reporter
@@ -126,15 +126,15 @@ async def test_buffers_keep_to_the_budget(
 
     monkeypatch.setattr(engine, "Budget", make)
     await copy_slow(short_tmp, options, disks=3, size=64 * MIB)
-    assert budgets[0].limit == engine.MAX_BYTES_IN_FLIGHT
+    assert budgets[0].limit == schedule.MAX_BYTES_IN_FLIGHT
     # Each lane has one buffer whatever the others hold, or it might wait for ever.
     first_ones = engine.MAX_LANES * (options.request_size or LARGEST_REQUEST)
-    assert MIB < budgets[0].most_taken < engine.MAX_BYTES_IN_FLIGHT + first_ones
+    assert MIB < budgets[0].most_taken < schedule.MAX_BYTES_IN_FLIGHT + first_ones
     assert budgets[0].taken == 0
 
 
 async def test_a_small_budget_is_kept(short_tmp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "MAX_BYTES_IN_FLIGHT", 4 * MIB)
+    monkeypatch.setattr(schedule, "MAX_BYTES_IN_FLIGHT", 4 * MIB)
     options = CopyOptions(connections=2, requests=16, request_size=512 * KIB)
     asked = await copy_slow(short_tmp, options, disks=2, size=48 * MIB)
     # Without it 32 MiB may be on their way; with it 4, and a first buffer for each of 4 lanes.
@@ -291,7 +291,7 @@ SCRIPT = """
 import sys
 import anyio
 from v2v_async.copy.endpoint import nbd
-from v2v_async.copy.engine import CopyJob, copy_disks
+from v2v_async.copy.schedule import CopyJob, copy_disks
 from v2v_async.events import Reporter
 
 sockets = sys.argv[1:]

@@ -19,8 +19,8 @@ from tests.integration.request_log import read_logs
 from tests.integration.servers import MIB, serve
 from v2v_async import qemu_nbd
 from v2v_async.copy.endpoint import nbd
-from v2v_async.copy.engine import CopyJob, copy_disks
 from v2v_async.copy.ranges import Ranges
+from v2v_async.copy.schedule import CopyJob, copy_disks
 from v2v_async.events import Event, Reporter
 from v2v_async.options import CopyOptions
 from v2v_async.server import Server, Servers, running_servers

@@ -9,8 +9,9 @@ import pytest
 
 from tests.conftest import require
 from tests.integration.servers import MIB, digest, fragmented
+from tests.waiting import until, wait_until
 from v2v_async.copy.endpoint import nbd
-from v2v_async.copy.engine import CopyJob, copy_disks
+from v2v_async.copy.schedule import CopyJob, copy_disks
 from v2v_async.errors import ConnectError
 from v2v_async.events import Event, Reporter
 from v2v_async.options import CopyOptions
@@ -39,8 +40,7 @@ def start(folder: Path, name: str, *words: str) -> subprocess.Popen[bytes]:
         f"--pidfile={pid_file}",
     ]
     server = subprocess.Popen([*argv, "-U", str(folder / name), *words])
-    while not pid_file.exists():
-        assert server.poll() is None
+    wait_until(pid_file.exists, f"{name} listens", of=server)
     return server
 
 
@@ -99,8 +99,7 @@ async def test_an_empty_disk(short_tmp: Path) -> None:
             str(short_tmp / f"{name}.pid"),
         ]
         servers.append(subprocess.Popen([*argv, "-U", str(short_tmp / name), "memory", "0"]))
-        while not (short_tmp / f"{name}.pid").exists():
-            assert servers[-1].poll() is None
+        await until((short_tmp / f"{name}.pid").exists, f"{name} listens", of=servers[-1])
     try:
         results = await copy_disks(
             [CopyJob(1, nbd(str(short_tmp / "in1")), nbd(str(short_tmp / "out1")))],

@@ -11,7 +11,7 @@ import pytest
 from tests.integration.request_log import read_logs
 from tests.integration.servers import MIB, digest, fragmented, serve
 from v2v_async.copy.endpoint import nbd
-from v2v_async.copy.engine import CopyJob, DiskResult, copy_disks
+from v2v_async.copy.schedule import CopyJob, DiskResult, copy_disks
 from v2v_async.errors import VerifyError
 from v2v_async.events import Event, Reporter
 from v2v_async.options import CopyOptions

@@ -12,8 +12,8 @@ import pytest
 from tests.integration.request_log import RequestLog, read_logs
 from tests.integration.servers import MIB, digest, fragmented, serve
 from v2v_async.copy.endpoint import nbd
-from v2v_async.copy.engine import CopyJob, copy_disks
 from v2v_async.copy.ranges import Ranges
+from v2v_async.copy.schedule import CopyJob, copy_disks
 from v2v_async.events import Bytes, Reporter
 from v2v_async.options import CopyOptions
 from v2v_async.server import running_servers

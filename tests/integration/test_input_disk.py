@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 import subprocess
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 
 from tests.conftest import require
 from tests.integration.servers import MIB, digest, fragmented, serve
+from tests.waiting import until
 from v2v_async import nbdkit
 from v2v_async.connection import connected
 from v2v_async.errors import V2VError
@@ -183,20 +185,18 @@ async def test_an_nbd_export_with_tls(short_tmp: Path) -> None:
 
 
 def free_port() -> int:
-    import socket
-
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 async def listening(port: int) -> None:
-    with anyio.fail_after(30):
-        while True:
-            with contextlib.suppress(OSError):
-                async with await anyio.connect_tcp("127.0.0.1", port):
-                    return
-            await anyio.sleep(0.02)
+    def is_open() -> bool:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
+            return True
+        return False
+
+    await until(is_open, f"port {port} is open")
 
 
 def make_certificates(folder: Path) -> None:

@@ -10,8 +10,14 @@ import pytest
 from tests.conftest import require
 from v2v_async.connection import connected
 from v2v_async.errors import SourceError, UsageError
-from v2v_async.input.image import DiskSource, FileImage, PluginImage
-from v2v_async.input.overlay import OverlayKind, choose, serve_overlays
+from v2v_async.input.image import DiskSource, FileImage, Image, NbdImage, PluginImage
+from v2v_async.input.overlay import (
+    CowOverlay,
+    OverlayKind,
+    Qcow2Overlay,
+    choose,
+    serve_overlays,
+)
 from v2v_async.server import running_servers
 from v2v_async.v2vdir import V2VDir
 
@@ -97,11 +103,24 @@ async def test_a_part_of_a_file(short_tmp: Path, disk: Path) -> None:
     v2vdir.remove()
 
 
-def test_a_part_of_an_odd_size_under_qcow2(disk: Path) -> None:
-    source = DiskSource(FileImage(disk, 4096, 1000), "raw", 1000)
-    with pytest.raises(UsageError, match="multiples of 512"):
-        choose("qcow2", source)
-    choose(None, source)
+@pytest.mark.parametrize(
+    ("image", "kind"),
+    [
+        (FileImage(Path("/d"), 4096, 1024), Qcow2Overlay),
+        (FileImage(Path("/d"), 4096, 1000), CowOverlay),
+        (NbdImage("nbds://host/x"), CowOverlay),
+        (PluginImage("curl", ("url=x",), "x"), CowOverlay),
+    ],
+)
+def test_what_qemu_reads_badly_has_a_cow_that_is_kept(image: Image, kind: type) -> None:
+    """Whoever asks for qcow2 wants one that outlives its server."""
+    overlay = choose("qcow2", DiskSource(image, "raw"))
+    assert type(overlay) is kind
+    assert isinstance(overlay, Qcow2Overlay) or overlay.is_kept  # type: ignore[attr-defined]
+    assert not choose(None, DiskSource(image, "raw")).is_kept  # type: ignore[attr-defined]
+    assert isinstance(choose("kept", DiskSource(image, "vmdk")), Qcow2Overlay)
+    with pytest.raises(UsageError, match="is vmdk"):
+        choose("cow", DiskSource(image, "vmdk"))
 
 
 async def test_all_that_is_wrong_is_told(short_tmp: Path, disk: Path) -> None:

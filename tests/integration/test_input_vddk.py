@@ -16,6 +16,7 @@ from tests.integration.servers import MIB, digest, fragmented
 from tests.integration.test_input_disk import content, served, write
 from tests.vcenter import DATASTORE, PASSWORD, USER, Guest, VCenter
 from tests.vddk import Vddk
+from tests.waiting import until
 from v2v_async import nbdkit, vsphere
 from v2v_async.connection import connected
 from v2v_async.copy.step import copy
@@ -220,8 +221,7 @@ async def test_a_connection_that_is_lost_comes_back(
 
             async def mend() -> None:
                 # The retry filter opens the disk again after each failure.
-                while len(installed.calls("open")) < opened + 3:
-                    await anyio.sleep(0.05)  # the plugin tells only in its log
+                await until(lambda: len(installed.calls("open")) >= opened + 3, "it is tried again")
                 installed.fault.unlink()
 
             group.start_soon(mend)

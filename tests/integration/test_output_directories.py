@@ -28,6 +28,7 @@ from tests.integration.test_output_local import (
 )
 from tests.kubevirt_api import check
 from tests.unit.test_output_qemu import HOSTILE
+from tests.waiting import until
 from v2v_async.errors import TargetError, UsageError
 from v2v_async.events import Event
 from v2v_async.options import OutputOptions
@@ -361,9 +362,7 @@ async def test_the_guest_is_started_and_stays(
     assert started is not None
     try:
         log = directory / "web.log"
-        with anyio.fail_after(20):
-            while not log.read_text().startswith("started in "):
-                await anyio.sleep(0.05)  # it has only the file to speak to us
+        await until(lambda: log.read_text().startswith("started in "), "it speaks")
         assert os.getsid(pid) == pid, "a session of its own: no signal of ours reaches it"
         # What comes after a guest that is whole does not end it.
         await output.abandon(v2vdir, reporter())

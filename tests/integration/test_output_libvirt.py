@@ -549,10 +549,10 @@ async def test_stopped_anywhere(
         holder, name = WAYS[way]
         real = getattr(holder, name)
 
-        async def step(*given: Any) -> Any:
+        async def step(*given: Any, **more: Any) -> Any:
             if not after and not stopped:
                 stop()
-            result = await real(*given)
+            result = await real(*given, **more)
             if after and not stopped:
                 stop()
             return result

@@ -15,9 +15,10 @@ from tests.integration.test_output_local import SIZE, SOURCE, TARGET, reporter, 
 from tests.ovirt_upload import engine as engine
 from tests.ovirt_upload import imageio as imageio
 from tests.ovirt_upload import output_for
-from tests.services.engine import PASSWORD, Engine, Transfer
+from tests.services.engine import PASSWORD, Engine, Fault, Transfer
 from tests.services.imageio import Imageio
 from tests.unit.test_output_ovirt_upload import HOSTILE
+from v2v_async import ovirt_engine
 from v2v_async.errors import TargetError, UsageError
 from v2v_async.events import Event
 from v2v_async.model import SourceDisk
@@ -122,7 +123,9 @@ async def test_uuids_that_are_given(engine: Engine, v2vdir: V2VDir) -> None:
 
 async def test_a_uuid_that_is_taken(engine: Engine, v2vdir: V2VDir) -> None:
     """Found before the conversion; and when it is taken in between, that disk is left alone."""
-    await upload(output_for(engine), v2vdir)
+    earlier = V2VDir.create(v2vdir.path)
+    await upload(output_for(engine), earlier)
+    earlier.remove()
     [vm] = engine.vms.values()
     before = engine.shape()
     output = output_for(engine, ("rhv-disk-uuid", UUIDS[0]), ("rhv-disk-uuid", vm.disks[1]))
@@ -133,6 +136,26 @@ async def test_a_uuid_that_is_taken(engine: Engine, v2vdir: V2VDir) -> None:
             await output.setup(v2vdir, SOURCE, "other", servers, reporter())
     await output.abandon(v2vdir, reporter())
     assert engine.shape() == before
+    assert v2vdir.state.objects == []
+
+
+async def test_a_disk_that_was_made_and_then_is_not_told_of(engine: Engine, v2vdir: V2VDir) -> None:
+    """A question that is refused does not mean that there is no disk: it is taken back."""
+
+    def refuse() -> None:
+        if engine.disks:
+            raise Fault(500, "Internal Server Error")
+
+    engine.faults["GET disks/*"] = refuse
+    output = output_for(engine)
+    with pytest.raises(TargetError, match="Internal Server Error"):
+        async with running_servers(v2vdir) as servers:
+            await output.setup(v2vdir, SOURCE, "web", servers, reporter())
+    assert engine.disks
+    assert v2vdir.state.objects
+    del engine.faults["GET disks/*"]
+    await output.abandon(v2vdir, reporter())
+    assert engine.disks == {}
     assert v2vdir.state.objects == []
 
 
@@ -187,7 +210,7 @@ async def test_an_old_engine(engine: Engine, v2vdir: V2VDir) -> None:
         began.append(transfer.settings)
         serve(transfer)
 
-    engine.serve = note  # type: ignore[method-assign]
+    engine.serve = note
     await upload(output_for(engine), v2vdir)
     assert began == [{"direction": "upload", "inactivity_timeout": "600"}] * 2
     assert len(engine.vms) == 1
@@ -316,11 +339,23 @@ async def test_a_session_that_ended_while_the_guest_was_converted(
         if len(engine.every_token) < 6:
             engine.tokens.clear()
 
-    engine.advance = end_sessions  # type: ignore[method-assign]
+    engine.advance = end_sessions
     await upload(output_for(engine), v2vdir)
     assert len(engine.every_token) >= 6
     assert len(engine.vms) == 1
     assert len(engine.disks) == 2
+
+
+async def test_a_call_after_the_end_does_not_log_in_again(engine: Engine) -> None:
+    """A call that nobody waits for any more may come late: nobody would end its session."""
+    session = ovirt_engine.Engine(output_for(engine).options.login)
+    session.get("hosts")
+    assert len(engine.tokens) == 1
+    session.close()
+    with pytest.raises(TargetError, match="the session with the engine .* has ended"):
+        session.get("hosts")
+    assert engine.tokens == set()
+    assert len(engine.every_token) == 1
 
 
 async def test_no_secret_is_anywhere(engine: Engine, v2vdir: V2VDir) -> None:

@@ -7,7 +7,6 @@ import random
 import re
 import subprocess
 import threading
-import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,6 +18,7 @@ from tests.ovirt_upload import Cut, CuttingProxy
 from tests.ovirt_upload import imageio as imageio
 from tests.ovirt_upload import own_imageio as own_imageio
 from tests.services.imageio import Imageio
+from tests.waiting import wait_until
 from v2v_async.output.ovirt import imageio as client
 from v2v_async.output.ovirt.imageio import ImageioError, Images
 
@@ -155,7 +155,7 @@ def served(place: Place, short_tmp: Path) -> Iterator[Place]:
     argv = ["qemu-nbd", "--persistent", "--shared=16", f"--socket={path}", "--format=raw"]
     server = subprocess.Popen([*argv, "--discard=unmap", str(place.disk)])
     try:
-        until(path.exists)
+        wait_until(path.exists, "qemu-nbd listens", of=server)
         place.allow(f"nbd:unix:{path}")
         yield place
         for images in place.opened:
@@ -293,7 +293,7 @@ def test_a_full_disk_is_no_more_than_an_error(place: Place, short_tmp: Path) -> 
     argv += ["error=ENOSPC", "error-pwrite-rate=100%"]
     server = subprocess.Popen(argv)
     try:
-        until(path.exists)
+        wait_until(path.exists, "nbdkit listens", of=server)
         place.allow(f"nbd:unix:{path}")
         images = place.opened_images()
         with pytest.raises(ImageioError, match="storage full.*daemon.log") as caught:
@@ -304,13 +304,6 @@ def test_a_full_disk_is_no_more_than_an_error(place: Place, short_tmp: Path) -> 
     finally:
         server.kill()
         server.wait()
-
-
-def until(condition: Callable[[], object]) -> None:
-    end = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.01)
 
 
 def test_an_idle_transfer_is_kept_alive(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -328,7 +321,7 @@ def test_an_idle_transfer_is_kept_alive(place: Place, monkeypatch: pytest.Monkey
         assert now["idle_time"] <= 1
         return bool(now["expires"] > first["expires"] + 2)
 
-    until(has_outlived)
+    wait_until(has_outlived, "the ticket has outlived its first time")
     images.write(b"b", 0)
     assert place.disk.read_bytes()[:1] == b"b"
 

@@ -19,8 +19,8 @@ import pytest
 import yaml
 from lxml import etree
 
-from tests.conftest import made_guest, program, require
-from tests.fault.test_guest_faults import Place, quiet, replay
+from tests.conftest import made_guest, require
+from tests.fault.test_guest_faults import Place, quiet, replay, run_helpers
 from tests.integration.servers import MIB
 from tests.integration.test_output_libvirt import POOL, Host, start
 from tests.integration.test_output_libvirt import daemon as daemon
@@ -49,7 +49,6 @@ from v2v_async.options import (
 )
 from v2v_async.output.json_model import TargetDocument
 from v2v_async.secret import Secret
-from v2v_async.v2vdir import V2VDir
 
 pytestmark = pytest.mark.anyio
 GENID = "8c4a1d9e-3f1b-4a53-9a4e-1f1b2c3d4e5f"
@@ -427,7 +426,7 @@ def test_by_the_helpers(place: PhonyPlace, host: Host, export: Path, mode: str) 
         case _:
             output = {"rhv": rhv, "vdsm": vdsm}[mode](export)
     earlier = {*export.glob(f"{DOMAIN}/images/*/*")}
-    argv = ["-i", "disk", *map(str, place.disks), "-o", mode]
+    argv: list[str] = []
     for option, value in (
         ("-oc", output.connection),
         ("-os", output.storage),
@@ -436,29 +435,7 @@ def test_by_the_helpers(place: PhonyPlace, host: Host, export: Path, mode: str) 
         argv += [option, value] if value is not None else []
     for name, value in output.options:
         argv += ["-oo", f"{name}={value}"]
-    v2vdir = V2VDir.create(place.tmp)
-    v2vdir.update(owner=None)
-    environment = {
-        **{name: value for name, value in os.environ.items() if name != "V2V_ASYNC_CACHE"},
-        "LIBGUESTFS_BACKEND_SETTINGS": "force_tcg",
-        "TMPDIR": str(place.tmp),
-    }
-    for name, *phase in (
-        ("helper-v2v-input-disk",),
-        ("helper-v2v-convert",),
-        (f"helper-v2v-output-{mode}", "setup"),
-        ("helper-v2v-copy",),
-        (f"helper-v2v-output-{mode}", "final"),
-    ):
-        done = subprocess.run(
-            [*program(name), "--v2vdir", str(v2vdir.path), *phase, *argv],
-            env=environment,
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == 0, f"{name}: {done.stdout}{done.stderr}"
-    assert v2vdir.state.objects == []
-    subprocess.run([*program("v2v-async"), "clean", str(v2vdir.path)], check=True)
+    run_helpers(place, mode, *argv)
     disks = {
         "libvirt": [host.pool / "web-sda", host.pool / "web-sdb"],
         "rhv": sorted(

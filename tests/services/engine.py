@@ -14,7 +14,6 @@ import ssl
 import subprocess
 import sys
 import threading
-import time
 import traceback
 import uuid
 from collections.abc import Callable
@@ -29,6 +28,7 @@ from lxml import etree
 
 from tests.services.imageio import Imageio
 from tests.vcenter import make_certificate
+from tests.waiting import wait_until
 
 USER, PASSWORD = "admin@internal", "s3cr€t &%+\"'"
 ROOT = "/ovirt-engine"
@@ -96,6 +96,9 @@ class Engine:
     def __init__(self, folder: Path, imageio: Imageio) -> None:
         self.folder = folder
         self.imageio = imageio
+        # What it does by itself, for tests to change.
+        self.serve: Callable[[Transfer], None] = self._serve
+        self.advance: Callable[[], None] = self._advance
         self.certificate, self._key = make_certificate(folder, "engine")
         self.lock = threading.RLock()
         self.disks: dict[str, Disk] = {}
@@ -169,7 +172,7 @@ class Engine:
         else:
             subprocess.run(["fallocate", "-l", str(disk.size), str(disk.path)], check=True)
 
-    def serve(self, transfer: Transfer) -> None:
+    def _serve(self, transfer: Transfer) -> None:
         """Serve the disk to imageio, and give it the ticket."""
         disk = self.disks[transfer.disk]
         path = self.folder / f"nbd-{transfer.id[:8]}"
@@ -178,11 +181,7 @@ class Engine:
         transfer.server = subprocess.Popen(
             [*argv, "--discard=unmap", "--cache=writeback", str(disk.path)]
         )
-        end = time.monotonic() + 20
-        while not path.exists():
-            assert transfer.server.poll() is None
-            assert time.monotonic() < end
-            time.sleep(0.01)
+        wait_until(path.exists, "qemu-nbd listens", of=transfer.server)
         self.every_ticket.append(transfer.ticket)
         self.imageio.add_ticket(
             {
@@ -206,7 +205,7 @@ class Engine:
         transfer.server.wait(20)
         transfer.server = None
 
-    def advance(self) -> None:
+    def _advance(self) -> None:
         """Let everything that is under way go one step on; each question is such a moment."""
         for disk in self.disks.values():
             busy = any(

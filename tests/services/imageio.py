@@ -9,12 +9,12 @@ import re
 import signal
 import socket
 import subprocess
-import time
 from pathlib import Path
 from typing import Any
 
 from tests.conftest import made_guest, require
 from tests.vcenter import make_certificate
+from tests.waiting import wait_until
 
 READY_S = 30.0
 _CONFIG = """
@@ -97,16 +97,19 @@ class Imageio:
                 stderr=output,
                 start_new_session=True,
             )
-        end = time.monotonic() + READY_S
-        while True:
-            said = self.log.read_bytes()[began:].decode(errors="replace")
-            found = re.search(r"remote.service listening on \('127.0.0.1', (\d+)\)", said)
-            if found is not None and "Ready for requests" in said:
-                self.port = int(found[1])
-                return
-            assert self._process.poll() is None, said
-            assert time.monotonic() < end, said
-            time.sleep(0.02)
+
+        def said() -> str:
+            return self.log.read_bytes()[began:].decode(errors="replace")
+
+        wait_until(
+            lambda: "Ready for requests" in said(),
+            lambda: f"the daemon is ready: {said()}",
+            within_s=READY_S,
+            of=self._process,
+        )
+        found = re.search(r"remote.service listening on \('127.0.0.1', (\d+)\)", said())
+        assert found is not None, said()
+        self.port = int(found[1])
 
     def kill(self, number: signal.Signals = signal.SIGKILL) -> None:
         """End it."""

@@ -20,7 +20,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
@@ -33,6 +32,7 @@ from tests.services import glance, keystone
 from tests.services.cinder import Cinder
 from tests.services.front import Answer, Fault, Front, Request, Shared
 from tests.services.nova import Nova
+from tests.waiting import wait_until
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 _START_TIMEOUT_S = 120.0
@@ -213,23 +213,20 @@ def _uwsgi(services: Path, module: str, path: Path, environment: Mapping[str, st
     )
 
 
-def _wait(child: Any, path: Path) -> None:
+def _wait(child: subprocess.Popen[bytes], path: Path) -> None:
     """Wait until a service answers; it may end before it does."""
-    end = time.monotonic() + _START_TIMEOUT_S
-    while time.monotonic() < end:
-        if child.poll() is not None:
-            raise RuntimeError(f"{path} ended")
+
+    def answers() -> bool:
         try:
             with socket.socket(socket.AF_UNIX) as client:
                 client.settimeout(_START_TIMEOUT_S)
                 client.connect(str(path))
                 client.sendall(b"GET / HTTP/1.0\r\nHost: x\r\n\r\n")
-                if client.recv(4).startswith(b"HTTP"):
-                    return
+                return client.recv(4).startswith(b"HTTP")
         except OSError:
-            pass
-        time.sleep(0.05)
-    raise RuntimeError(f"{path} did not answer")
+            return False
+
+    wait_until(answers, f"{path} answers", within_s=_START_TIMEOUT_S, of=child)
 
 
 def _serve(folder: Path, services: Path) -> None:

@@ -61,9 +61,9 @@ async def copy_disks(jobs, reporter, options):
     digest = f"hash-{options.digest}" if options.digest else None
     return [DiskResult(job.index, done, digest) for job in jobs]
 
-fake = types.ModuleType("v2v_async.copy.engine")
+fake = types.ModuleType("v2v_async.copy.schedule")
 fake.CopyJob, fake.copy_disks, fake.DiskResult = CopyJob, copy_disks, DiskResult
-sys.modules["v2v_async.copy.engine"] = fake
+sys.modules["v2v_async.copy.schedule"] = fake
 from v2v_async.cli.main import main, nbdcopy
 status = nbdcopy(sys.argv[2:]) if sys.argv[1] == "nbdcopy" else main(sys.argv[1:])
 if os.environ.get("MODULES"):

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from v2v_async.convert.inspector_xml import parse_inspector_xml
 from v2v_async.convert.properties import (
-    parse_inspector_xml,
     read_properties,
     to_firmware,
     to_guestcaps,

@@ -11,6 +11,7 @@ import anyio
 import pytest
 from lxml import etree
 
+from tests.waiting import until
 from v2v_async import process
 from v2v_async.convert import convert
 from v2v_async.convert.hints import hint_for
@@ -225,15 +226,12 @@ wait""")
     with anyio.fail_after(30):
         async with anyio.create_task_group() as group:
             group.start_soon(run, v2vdir)
-            while not (tmp_path / "pids").exists():
-                await anyio.sleep(0.01)
-            # Until the step has read the line as well.
-            while "chardev" not in v2vdir.log("convert").read_text():
-                await anyio.sleep(0.01)
+            await until((tmp_path / "pids").exists, "the appliance is there")
+            log = v2vdir.log("convert")
+            await until(lambda: "chardev" in log.read_text(), "the step has read the line as well")
             group.cancel_scope.cancel()
     pid, folder = (tmp_path / "pids").read_text().split()
-    while process.start_time(int(pid)) is not None:
-        await anyio.sleep(0.01)
+    await until(lambda: process.start_time(int(pid)) is None, "the child has gone")
     assert not Path(folder).exists()
     assert v2vdir.state.processes == []
     assert not list(v2vdir.path.glob("tmp.*"))

@@ -70,14 +70,46 @@ def test_a_budget_says_no_when_it_is_empty() -> None:
 
 def test_a_first_buffer_is_had_even_so() -> None:
     budget = Budget(100)
-    assert budget.take(100)
-    assert budget.take(30, must=True)
-    assert budget.taken == budget.most_taken == 130
-    budget.give_back(30)
+    assert budget.take(130)
     assert not budget.take(1)
-    budget.give_back(100)
+    budget.give_back(130)
     assert budget.taken == 0
     assert budget.most_taken == 130
+
+
+def test_parts_count_in_the_whole_and_hold_up_nobody_else() -> None:
+    whole = Budget(100)
+    one, other = whole.part(50), whole.part(50)
+    assert one.take(50)
+    assert not one.take(1)
+    assert other.take(20)
+    assert (whole.taken, one.taken, other.taken) == (70, 50, 20)
+    one.give_back(50)
+    assert (whole.taken, one.taken) == (20, 0)
+    assert not other.take(31)
+    other.give_back(20)
+    assert (whole.taken, whole.most_taken) == (0, 70)
+
+
+@given(
+    parts=st.lists(st.integers(10, 50), min_size=1, max_size=6),
+    asks=st.lists(st.tuples(st.integers(0, 5), st.integers(1, 10), st.booleans()), max_size=80),
+)
+def test_all_parts_together_keep_to_the_whole(
+    parts: list[int], asks: list[tuple[int, int, bool]]
+) -> None:
+    whole = Budget(sum(parts))
+    made = [whole.part(limit) for limit in parts]
+    held: list[tuple[Budget, int]] = []
+    for at, length, is_taking in asks:
+        part = made[at % len(made)]
+        if is_taking and part.take(length):
+            held.append((part, length))
+        elif held:
+            giving, length = held.pop(0)
+            giving.give_back(length)
+        assert whole.taken == sum(length for _, length in held)
+    assert whole.most_taken <= whole.limit
 
 
 @given(st.lists(st.integers(1, 40), max_size=60))

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from v2v_async.copy.throttle import MAX_WAIT_S, RateFile, Throttle, request_limit
+from v2v_async.copy.rate_file import RateFile
+from v2v_async.copy.throttle import MAX_WAIT_S, STANDSTILL_S, DiskThrottle, Throttle, request_limit
 from v2v_async.units import format_rate, parse_rate
 
 MB = 1_000_000
@@ -189,6 +190,140 @@ def test_threads_share_one_rate() -> None:
     for thread in threads:
         thread.join()
     assert 0.9 * rate * seconds <= sum(sent) <= rate * (now + 0.1) + length
+
+
+# Several disks, groups of them, and all together.
+
+
+class Disks:
+    """Disks whose lanes always want more, under a clock of their own."""
+
+    def __init__(self, *, seed: int = 0) -> None:
+        self.now = 1000.0
+        self.random = random.Random(seed)
+        self.sent: dict[str, int] = {}
+        self._asks: list[tuple[float, int, str]] = []
+        self._disks: list[tuple[DiskThrottle, list[int]]] = []
+
+    def throttle(self, rate: int | None) -> Throttle:
+        return Throttle(rate, clock=lambda: self.now)
+
+    def add(self, name: str, throttle: DiskThrottle, lengths: list[int], lanes: int = 4) -> None:
+        """Add a disk whose requests are of these lengths."""
+        self.sent[name] = 0
+        for _ in range(lanes):
+            self._disks.append((throttle, lengths))
+            heapq.heappush(self._asks, (self.now, len(self._disks) - 1, name))
+
+    def run(self, seconds: float) -> dict[str, int]:
+        """Let all send what they may; return bytes by disk."""
+        end = self.now + seconds
+        before = dict(self.sent)
+        wanted: dict[int, int] = {}
+        while self._asks[0][0] <= end:
+            self.now, lane, name = heapq.heappop(self._asks)
+            throttle, lengths = self._disks[lane]
+            length = wanted.setdefault(lane, self.random.choice(lengths))
+            wait = throttle.take(length, lane)
+            assert 0 <= wait <= MAX_WAIT_S
+            if not wait:
+                self.sent[name] += wanted.pop(lane)
+            # Threads wake a little late, and no two in the same order each time.
+            late = self.random.uniform(0, 0.003)
+            heapq.heappush(self._asks, (self.now + wait + late, lane, name))
+        self.now = end
+        return {name: self.sent[name] - before[name] for name in self.sent}
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    disks=st.lists(
+        st.tuples(
+            st.integers(1, 8), st.lists(st.integers(100_000, 500_000), min_size=1, max_size=3)
+        ),
+        min_size=2,
+        max_size=6,
+    ),
+    seed=st.integers(0, 1000),
+)
+def test_disks_share_a_rate_whatever_lanes_and_requests_they_have(
+    disks: list[tuple[int, list[int]]], seed: int
+) -> None:
+    world = Disks(seed=seed)
+    rate = 10 * MB
+    throttle = world.throttle(rate)
+    for at, (lanes, lengths) in enumerate(disks):
+        world.add(str(at), DiskThrottle([throttle]), lengths, lanes)
+    sent = world.run(30)
+    fair = rate * 30 / len(disks)
+    assert sum(sent.values()) == pytest.approx(rate * 30, rel=0.02)
+    # A disk of one lane with small requests that asks late now and then gets a little less.
+    assert all(amount == pytest.approx(fair, rel=0.1) for amount in sent.values()), sent
+
+
+@pytest.mark.parametrize(("lanes_a", "lanes_b"), [(4, 4), (1, 8), (8, 1)])
+def test_groups_have_their_rates(lanes_a: int, lanes_b: int) -> None:
+    world = Disks()
+    total, a, b = (world.throttle(rate) for rate in (None, 2 * MB, 6 * MB))
+    world.add("a1", DiskThrottle([a, total]), [100_000], lanes_a)
+    world.add("b1", DiskThrottle([b, total]), [100_000], lanes_b)
+    world.add("b2", DiskThrottle([b, total]), [50_000], lanes_b)
+    sent = world.run(20)
+    assert (sent["b1"] + sent["b2"]) / sent["a1"] == pytest.approx(3, rel=0.05)
+    assert sent["b1"] / sent["b2"] == pytest.approx(1, rel=0.1)
+
+
+def test_what_a_group_leaves_of_the_total_goes_to_the_others() -> None:
+    world = Disks()
+    total, narrow = world.throttle(10 * MB), world.throttle(MB)
+    for at in range(3):
+        world.add(f"narrow {at}", DiskThrottle([narrow, total]), [100_000], 8)
+    world.add("wide", DiskThrottle([total]), [100_000], 2)
+    sent = world.run(20)
+    assert sum(sent.values()) == pytest.approx(200 * MB, rel=0.02)
+    # They wait for their group, and hold no place of those who wait for the total.
+    assert sent["wide"] == pytest.approx(180 * MB, rel=0.02)
+    total.set_rate(20 * MB)
+    narrow.set_rate(None)
+    sent = world.run(20)
+    assert [sent[name] / MB for name in sent] == pytest.approx([100] * 4, rel=0.05)
+
+
+def test_a_disk_that_comes_late_begins_where_the_others_are() -> None:
+    world = Disks()
+    throttle = world.throttle(10 * MB)
+    world.add("early", DiskThrottle([throttle]), [100_000])
+    world.run(60)
+    world.add("late", DiskThrottle([throttle]), [100_000])
+    sent = world.run(10)
+    assert sent["late"] / sent["early"] == pytest.approx(1, rel=0.05)
+
+
+def test_who_leaves_gives_back_what_the_first_rate_let_through() -> None:
+    world = Disks()
+    group, total = world.throttle(MB), world.throttle(100_000)
+    disk = DiskThrottle([group, total])
+    assert disk.take(100_000, "first") == 0
+    assert group.take(100_000, "other") > 0
+    world.now += 0.2
+    assert disk.take(60_000, "stays") > 0  # of the total; it has passed the group
+    disk.leave("stays")
+    assert group.take(100_000, "other") == 0
+
+
+def test_a_disk_waits_for_what_is_no_rate() -> None:
+    waits = [True]
+    disk = DiskThrottle([], lambda: waits[0])
+    assert disk.rate is None
+    assert disk.take(1, "a") == STANDSTILL_S
+    waits[0] = False
+    assert disk.take(1, "a") == 0
+    disk.leave("a")
+
+
+def test_the_lowest_rate_says_how_large_requests_are() -> None:
+    disk = DiskThrottle([Throttle(None), Throttle(3 * MB), Throttle(2 * MB)])
+    assert disk.rate == 2 * MB
 
 
 def test_no_rate_means_no_waiting() -> None:

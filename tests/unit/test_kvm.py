@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -12,6 +11,7 @@ from shutil import which
 import anyio
 import pytest
 
+from tests.waiting import until, wait_until
 from v2v_async import kvm
 from v2v_async.kvm import KvmState, KvmStatus, appliance_environment, judge, probe_kvm
 from v2v_async.process import start_time
@@ -182,16 +182,16 @@ def test_cancelled_trial_leaves_nothing(host: Host) -> None:
                     kernel=host.kernel,
                 )
             )
-            with anyio.fail_after(20):
-                while len(host.started) < 2:
-                    await anyio.sleep(0.01)
+            await until(lambda: len(host.started) == 2, "the trial has begun")
             group.cancel_scope.cancel()
 
     anyio.run(cancel_soon)
-    deadline = time.monotonic() + 5
     # The sleep is reaped by init, a moment after it was killed.
-    while any(start_time(pid) is not None for pid in host.started):
-        assert time.monotonic() < deadline, "the trial's processes are still there"
+    wait_until(
+        lambda: not any(start_time(pid) is not None for pid in host.started),
+        "the trial’s processes have gone",
+        within_s=5,
+    )
     assert not host.cache.exists()
 
 

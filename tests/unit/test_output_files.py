@@ -130,3 +130,79 @@ def test_a_link_in_the_place_of_a_final_name_is_replaced_not_followed(
 
 def test_removing_what_is_not_there_does_not_fail(tmp_path: Path) -> None:
     files.remove_temporary([OutputFile(temporary=str(tmp_path / "a"), final=str(tmp_path / "b"))])
+
+
+def noted(v2vdir: V2VDir, records: list[OutputFile]) -> list[OutputFile]:
+    """Note files as setup does, and say which they are."""
+    for record in records:
+        v2vdir.add_output(record)
+        files.identify(v2vdir, Path(record.temporary))
+    return v2vdir.state.outputs
+
+
+def test_names_given_by_a_process_that_was_killed_are_taken_back(
+    v2vdir: V2VDir, tmp_path: Path
+) -> None:
+    """One file had its name, one not yet; and it may be killed again, in the middle of this."""
+    (tmp_path / "web-sda").write_text("old")
+    (tmp_path / "web.xml").write_text("old too")
+    first, second = noted(v2vdir, make(tmp_path, "web-sda", "web.xml"))
+    links = [each.temporary.removesuffix("partial") + "previous" for each in (first, second)]
+    v2vdir.update(files=links, is_publishing=True)
+    os.link(first.final, links[0])
+    os.link(second.final, links[1])
+    os.rename(first.temporary, first.final)
+    for _ in range(2):
+        files.unpublish(v2vdir)
+        assert content(tmp_path) == {
+            "web-sda": "old",
+            "web.xml": "old too",
+            Path(first.temporary).name: "new web-sda",
+            Path(second.temporary).name: "new web.xml",
+        }
+        assert v2vdir.state.files == []
+    os.link(first.final, links[0])
+    os.unlink(first.final)
+    v2vdir.update(files=links, is_publishing=True)
+    files.unpublish(v2vdir)
+    assert (tmp_path / "web-sda").read_text() == "old"
+    assert not Path(links[0]).exists()
+
+
+def test_a_file_of_somebody_else_keeps_its_name(v2vdir: V2VDir, tmp_path: Path) -> None:
+    """It came when ours had gone, or in place of ours."""
+    [record] = noted(v2vdir, make(tmp_path, "web-sda"))
+    os.unlink(record.temporary)
+    (tmp_path / "web-sda").write_text("theirs")
+    files.unpublish(v2vdir)
+    assert content(tmp_path) == {"web-sda": "theirs"}
+    # The file system gives numbers again, so that theirs may be known by the number of ours.
+    record = record.model_copy(update={"inode": 1})
+    link = record.temporary.removesuffix("partial") + "previous"
+    Path(link).write_text("theirs, of before")
+    v2vdir.update(files=[link], outputs=[record], is_publishing=True)
+    files.unpublish(v2vdir)
+    assert (tmp_path / "web-sda").read_text() == "theirs"
+    assert Path(link).read_text() == "theirs, of before"
+
+
+def test_the_last_one_says_that_the_guest_is_made(v2vdir: V2VDir, tmp_path: Path) -> None:
+    """And where that can't be said, the earlier files are back."""
+    (tmp_path / "web-sda").write_text("old")
+    records = make(tmp_path, "web-sda", "web.xml")
+    update = V2VDir.update
+
+    def full(self: V2VDir, **changes: object) -> object:
+        if "is_finalized" in changes:
+            raise OSError(28, os.strerror(28))
+        return update(self, **changes)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(V2VDir, "update", full)
+        with pytest.raises(TargetError, match="No space"):
+            files.publish(v2vdir, records, is_last=True)
+    assert content(tmp_path) == {"web-sda": "old"}
+    records = make(tmp_path, "web-sda", "web.xml")
+    files.publish(v2vdir, records, is_last=True)
+    assert v2vdir.state.is_finalized
+    assert content(tmp_path) == {"web-sda": "new web-sda", "web.xml": "new web.xml"}

@@ -51,6 +51,18 @@ def test_the_file_for_a_server_goes_away(tmp_path: Path) -> None:
     with secret_file(tmp_path, Secret("hunter2")) as path:
         assert path.read_text() == "hunter2\n"
         assert path.stat().st_mode & 0o777 == 0o600
-        with pytest.raises(FileExistsError), secret_file(tmp_path, Secret("other")):
-            pass
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_run_left_is_replaced_and_a_link_not_followed(tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.write_text("precious")
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / ".secret").symlink_to(elsewhere)
+    with secret_file(folder, Secret("hunter2")) as path:
+        assert not path.is_symlink()
+        assert path.read_text() == "hunter2\n"
+        assert path.stat().st_mode & 0o777 == 0o600
+    assert elsewhere.read_text() == "precious"
+    assert list(folder.iterdir()) == []

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from v2v_async.errors import DependencyError, ServerExitedError, ServerStartError, V2VError
-from v2v_async.process import GRACE_S, describe_status, start_time
+from v2v_async.process import GRACE_S, describe_status, dying_with_us, start_time
 from v2v_async.redact import redact, redact_argv
 
 _READY_TIMEOUT_S = 30.0
@@ -69,7 +69,7 @@ class Child:
         try:
             with log.open("ab") as output:
                 self._popen = subprocess.Popen(
-                    ["setpriv", "--pdeathsig", "TERM", "--", *argv],
+                    dying_with_us(argv),
                     stdin=subprocess.DEVNULL,
                     stdout=output,
                     stderr=output,

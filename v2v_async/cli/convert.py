@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from argparse import ArgumentParser
 from collections.abc import Sequence
 
 from v2v_async.cli import modes, table, virt_v2v
@@ -11,11 +12,10 @@ from v2v_async.cli.failure import explain
 from v2v_async.cli.run import report, run
 from v2v_async.cli.screen import Sink, open_target
 from v2v_async.cli.source_info import describe
-from v2v_async.cli.values import Target
 from v2v_async.errors import V2VError
 from v2v_async.events import Reporter
 from v2v_async.model import SourceGuest
-from v2v_async.options import GuestOptions
+from v2v_async.options import InputOptions
 from v2v_async.render.machine import message_line
 
 
@@ -27,38 +27,38 @@ def convert(argv: Sequence[str], prog: str, *, usage: str | None = None) -> int:
     words: virt_v2v.Words | None = None
     try:
         words = virt_v2v.read(argv)
-        if (status := _answer(words, prog, usage or prog)) is not None:
+        if (status := answer(words, prog, table.parser(usage or prog))) is not None:
             return status
         options, edge = virt_v2v.guest_options(words), virt_v2v.edge_options(words)
     except V2VError as error:
-        target = (
-            words.machine_readable
-            if words is not None
-            else getattr(error, "machine_readable", None)
-        )
-        return _refuse(error, target, prog)
+        return refuse(error, words, prog)
 
     async def job(reporter: Reporter) -> object:
         from v2v_async import guest  # late: it brings in libnbd and pydantic's schemas
 
         if edge.print_source:
-            return await guest.describe_source(options, reporter)
+            return await guest.describe_source(options.input, reporter)
         return await guest.convert_guest(options, reporter)
 
     def after(result: object) -> None:
-        if edge.print_source and isinstance(result, SourceGuest):
-            is_for_program = edge.machine_readable is not None
-            # In one line: whoever reads messages from there reads one JSON object a line.
-            text = result.model_dump_json() + "\n" if is_for_program else describe(result)
-            Sink(sys.stdout)(text)
+        if isinstance(result, SourceGuest):
+            print_source(result, edge)
 
-    return run(job, edge, prog, warnings=_warnings(words, options), after=after)
+    return run(job, edge, prog, warnings=warnings_of(words, options.input), after=after)
 
 
-def _answer(words: virt_v2v.Words, prog: str, usage: str) -> int | None:
+def print_source(source: SourceGuest, edge: virt_v2v.EdgeOptions) -> None:
+    """Print what --print-source asks for."""
+    is_for_program = edge.machine_readable is not None
+    # In one line: whoever reads messages from there reads one JSON object a line.
+    text = source.model_dump_json() + "\n" if is_for_program else describe(source)
+    Sink(sys.stdout)(text)
+
+
+def answer(words: virt_v2v.Words, prog: str, parser: ArgumentParser) -> int | None:
     """Answer --help, --version, -io ?, -oo ? and a lone --machine-readable."""
     if words.wants_help:
-        table.parser(usage).print_help()
+        parser.print_help()
         return 0
     if words.wants_version:
         Sink(sys.stdout)(version(prog))
@@ -82,9 +82,10 @@ def version(prog: str) -> str:
     return f"{prog} {__version__}\n"
 
 
-def _warnings(words: virt_v2v.Words, options: GuestOptions) -> list[str]:
+def warnings_of(words: virt_v2v.Words, options: InputOptions) -> list[str]:
+    """Return what a command line is warned of."""
     warnings = list(words.warnings)
-    kind = modes.INPUT_KINDS[options.input.kind]
+    kind = modes.INPUT_KINDS[options.kind]
     warnings += [
         f"{option} is not used by {kind.name}"
         for option in ("-ic", "-ip")
@@ -93,8 +94,12 @@ def _warnings(words: virt_v2v.Words, options: GuestOptions) -> list[str]:
     return warnings
 
 
-def _refuse(error: V2VError, target: Target | None, prog: str) -> int:
-    """Report a wrong command line, to the program that reads --machine-readable too."""
+def refuse(error: V2VError, words: virt_v2v.Words | None, prog: str) -> int:
+    """Report a wrong command line, to the program that reads --machine-readable too.
+
+    ``words`` is None where it could not be taken apart.
+    """
+    target = words.machine_readable if words else getattr(error, "machine_readable", None)
     failure = explain(error)
     if target is not None:
         try:

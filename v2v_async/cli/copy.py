@@ -138,7 +138,7 @@ def _job(disks: Sequence[Pair], options: CopyOptions, progress: Progress | None)
     """Return the work: copy ``disks``, as the step that screens know as ``copy``."""
 
     async def job(reporter: Reporter) -> object:
-        from v2v_async.copy.engine import CopyJob, copy_disks
+        from v2v_async.copy.schedule import CopyJob, copy_disks
 
         if progress is not None:
             reporter = reporter.tee(progress)

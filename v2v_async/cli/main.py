@@ -29,13 +29,15 @@ SUBCOMMANDS = {
     "completion": "print a completion script for bash or zsh",
     "copy": "copy disks between files, devices and NBD servers; takes nbdcopy's command line",
     "shim": "make a folder in which nbdcopy is this program",
-    "batch": "convert many guests from a plan (not built yet)",
-    "in-place": "convert a disk where it is (not built yet)",
+    "batch": "convert many guests in parallel, by a plan",
+    "in-place": "convert a guest on its own disks; takes virt-v2v-in-place's command line",
     "inspect": "say what is inside a guest (not built yet)",
     "warm": "migrate while the guest runs (not built yet)",
     "bench": "measure copying on this machine, beside nbdcopy and qemu-img",
 }
-_BUILT = ("convert", "clean", "doctor", "completion", "copy", "shim", "bench")
+_BUILT = (
+    "convert", "clean", "doctor", "completion", "copy", "shim", "bench", "batch", "in-place",
+)  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -137,6 +139,14 @@ def parser() -> argparse.ArgumentParser:
             from v2v_async.cli import bench
 
             parents = [bench.parser()]
+        elif name == "batch":
+            from v2v_async.cli.batch import words
+
+            parents = [words.parser()]
+        elif name == "in-place":
+            from v2v_async.cli import in_place
+
+            parents = [in_place.parser()]
         else:
             parents = []
         sub = subparsers.add_parser(
@@ -178,6 +188,14 @@ def _dispatch(argv: list[str]) -> int:
         from v2v_async.cli import bench
 
         return bench.main(rest)
+    if name == "batch":
+        from v2v_async.cli.batch.main import main as batch
+
+        return batch(rest)
+    if name == "in-place":
+        from v2v_async.cli.in_place import main as in_place
+
+        return in_place(rest)
     if name == "convert":
         from v2v_async.cli.convert import convert
 

@@ -35,8 +35,8 @@ _FEATURES = (
 _COMPRESSED = ("compressed", "compress the disks (only with -of qcow2)")
 _OVERLAY = (
     "overlay",
-    "cow or qcow2: what keeps the source from being written (default: cow for raw disks and NBD, "
-    "qcow2 for other formats)",
+    "cow, kept or qcow2: what keeps the source from being written (default: cow for raw disks and "
+    "NBD, qcow2 for other formats); kept: as cow, but a later run can go on from the conversion",
 )
 
 _VDDK = (

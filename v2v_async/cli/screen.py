@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack, suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, TextIO
@@ -16,6 +17,8 @@ from v2v_async.render.broadcast import Broadcast, Renderer
 if TYPE_CHECKING:
     from v2v_async.cli.values import Target
     from v2v_async.cli.virt_v2v import EdgeOptions
+    from v2v_async.render.batch_plain import BatchPlain
+    from v2v_async.render.batch_terminal import BatchTerminal
 
 
 class Sink:
@@ -77,20 +80,34 @@ def is_terminal(stream: TextIO | None) -> bool:
 class Screen:
     """Everything a run shows. Call :attr:`emit` with events; :meth:`error` once at the end.
 
-    Entering it raises UsageError where a target can't be written.
+    ``is_batch``: of many guests; ``on_leave`` is called when a person leaves a screen that only
+    follows. Entering it raises UsageError where a target can't be written.
     """
 
-    def __init__(self, edge: EdgeOptions, prog: str, *, is_plain: bool = False) -> None:
+    def __init__(
+        self,
+        edge: EdgeOptions,
+        prog: str,
+        *,
+        is_plain: bool = False,
+        is_batch: bool = False,
+        on_leave: Callable[[], None] | None = None,
+    ) -> None:
         self._edge = edge
         self._prog = prog
         self._is_plain = is_plain
+        self._is_batch = is_batch
+        self._on_leave = on_leave
+        self._shown: Renderer | None = None
+        self._batch: BatchTerminal | BatchPlain | None = None
         self._stack = ExitStack()
         self._machine: Sink | None = None
         self._broadcast = Broadcast([])
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
-            renderers = [self._person()]
+            self._shown = self._person()
+            renderers = [self._shown]
             if (target := self._edge.machine_readable) is not None:
                 from v2v_async.render.machine import Machine
 
@@ -125,12 +142,22 @@ class Screen:
         """Show ``event``. Never raises."""
         self._broadcast(event)
 
-    def error(self, text: str, time: float) -> None:
+    def catch_up(self, events: Iterable[Event]) -> None:
+        """Have a screen of a batch know what happened before, without saying it again."""
+        if self._batch is not None:
+            self._batch.catch_up(events)
+
+    def say(self, text: str) -> None:
+        """Tell a person something that is no other program's to know."""
+        if self._shown is not None:
+            self._shown(Event(time=time.time(), run="", type="message", text=text))
+
+    def error(self, text: str, now: float) -> None:
         """Tell the program that reads --machine-readable why the run ended."""
         if self._machine is not None:
             from v2v_async.render.machine import message_line
 
-            self._machine(message_line(text, time, "error") + "\n")
+            self._machine(message_line(text, now, "error") + "\n")
 
     def _person(self) -> Renderer:
         edge = self._edge
@@ -140,9 +167,30 @@ class Screen:
         if wants_live and is_terminal(stream):
             from rich.console import Console
 
+            if self._is_batch:
+                from v2v_async.render.batch_terminal import BatchTerminal, keyboard_of_stdin
+
+                self._batch = BatchTerminal(
+                    Console(file=stream),
+                    verbose=edge.verbose,
+                    keyboard=keyboard_of_stdin(),
+                    on_leave=self._on_leave,
+                )
+                return self._batch
             from v2v_async.render.terminal import Terminal
 
             return Terminal(Console(file=stream), verbose=edge.verbose)
+        if self._is_batch:
+            from v2v_async.render.batch_plain import BatchPlain
+
+            self._batch = BatchPlain(
+                Sink(stream),
+                Sink(sys.stderr),
+                prog=self._prog,
+                quiet=edge.quiet,
+                verbose=edge.verbose,
+            )
+            return self._batch
         from v2v_async.render.plain import Plain
 
         return Plain(

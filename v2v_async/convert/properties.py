@@ -23,7 +23,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from lxml import etree
 from pydantic import ValidationError
 
 from v2v_async.model import Firmware, Guestcaps, Inspection, SourceGuest
@@ -136,27 +135,6 @@ def to_firmware(value: str | None) -> Firmware:
     word = (value or "").split(maxsplit=1)[:1]
     found: dict[str, Firmware] = {"bios": "bios", "uefi": "uefi"}
     return found.get(word[0].lower(), "unknown") if word else "unknown"
-
-
-def parse_inspector_xml(document: bytes) -> tuple[Inspection, Firmware]:
-    """Read what ``-O FILE`` wrote (the format of virt-v2v-inspector(1)).
-
-    Raises:
-        ValueError: it is not such a document.
-    """
-    parser = etree.XMLParser(resolve_entities=False, no_network=True, load_dtd=False)
-    try:
-        root = etree.fromstring(document, parser)
-    except etree.XMLSyntaxError as error:
-        raise ValueError(f"its inspection data is not XML: {error}") from error
-    system = root.find("operatingsystem")
-    if root.tag != "v2v-inspection" or system is None:
-        raise ValueError("its inspection data has no operating system")
-    values = {str(child.tag): (child.text or "").strip() for child in system}
-    # Only this document calls the type a name.
-    values["type"] = values.get("name", "unknown")
-    firmware = root.find("firmware")
-    return to_inspection(values), to_firmware(None if firmware is None else firmware.get("type"))
 
 
 def target_firmware(source: SourceGuest, found: Firmware) -> Firmware:

@@ -25,9 +25,9 @@ from anyio.abc import Process
 from v2v_async import process, virt_v2v_in_place
 from v2v_async.convert.buses import assign_buses
 from v2v_async.convert.hints import hint_for
+from v2v_async.convert.inspector_xml import parse_inspector_xml
 from v2v_async.convert.networks import NetworkMap
 from v2v_async.convert.properties import (
-    parse_inspector_xml,
     target_firmware,
     to_firmware,
     to_guestcaps,

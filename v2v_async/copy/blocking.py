@@ -25,7 +25,7 @@ from v2v_async.copy.chunks import (
 )
 from v2v_async.copy.disk import Chunk, DiskCopy
 from v2v_async.copy.ends import BlockingEnd
-from v2v_async.copy.lane import Side
+from v2v_async.copy.lane import ROOM_AGAIN_S, Side
 from v2v_async.copy.plan import Kind, Piece, find_pieces
 from v2v_async.copy.retrying import CANNOT, RETRYABLE, pause, refused
 from v2v_async.copy.shared import Shared
@@ -97,11 +97,10 @@ class BlockingLane:
 
     def run(self) -> None:
         """Copy until nothing is left to claim, or the disk stops, or a connection is lost."""
-        budget = self.shared.budget
-        held = self.disk.geometry.request_size
-        budget.take(held, must=True)
+        held = 0
         try:
-            while not (self.is_ending or self.shared.is_slow or self._is_retired):
+            held = self._wait_for_room()
+            while not self._is_over:
                 chunk = self._chunk = self.disk.claim(self._stride.size)
                 if chunk is None:
                     break
@@ -115,10 +114,23 @@ class BlockingLane:
         finally:
             if self._chunk is not None:
                 self._leave(self._chunk)
-            budget.give_back(held)
+            self.shared.budget.give_back(held)
             if self.shared.throttle is not None:
                 self.shared.throttle.leave(self)
             self._on_done()
+
+    @property
+    def _is_over(self) -> bool:
+        return self.is_ending or self.shared.is_slow or self._is_retired
+
+    def _wait_for_room(self) -> int:
+        """Return how much was taken of the budget: one request, or 0 where the lane is over."""
+        size = self.disk.geometry.request_size
+        while not self._is_over:
+            if self.shared.budget.take(size):
+                return size
+            self._pause(ROOM_AGAIN_S)
+        return 0
 
     def _leave(self, chunk: Chunk) -> None:
         """Give an unfinished chunk back; what has been done of it counts if the target is well."""
@@ -328,5 +340,7 @@ class BlockingLane:
         assert throttle is not None
         while (seconds := throttle.take(length, self)) > 0:
             self._pause(seconds)
+            if self.disk.wants_flush:  # perhaps all lanes wait for that
+                self._flush()
             if self.is_ending:
                 raise _Ended

@@ -136,5 +136,8 @@ async def flush(pair: Pair) -> None:
     Raises:
         NbdError: it failed, or the server is gone.
     """
-    # A server that hangs in its flush must not hold a cancelled run.
-    await anyio.to_thread.run_sync(pair.target.end.flush_now, abandon_on_cancel=True)
+    # A server that hangs in its flush must not hold a cancelled run; nor may many that are slow
+    # take all the threads that the event loop has for everything else.
+    await anyio.to_thread.run_sync(
+        pair.target.end.flush_now, abandon_on_cancel=True, limiter=anyio.CapacityLimiter(1)
+    )

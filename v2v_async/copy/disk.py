@@ -142,10 +142,18 @@ class DiskCopy:
         """Makes the workers look at their lanes; may be called in any thread."""
         self.on_durable: Callable[[list[tuple[int, int]]], None] = lambda ranges: None
         """Given ranges (offset, length) that have been flushed; called in a worker's thread."""
+        self.flush_after: int | None = None
+        """Bytes that have landed after which :attr:`on_much` asks for a flush."""
+        self.hold_at: int | None = None
+        """Bytes that have landed and were not flushed after which nothing more is sent."""
+        self.on_much: Callable[[], None] = lambda: None
+        """Called in a worker's thread, each time that so many more bytes have landed."""
         self._lock = threading.Lock()
         self._live: set[Chunk] = set()
         self._landed: list[Chunk] = []
         self._flushing: list[Chunk] = []
+        self._unflushed = 0
+        self._being_flushed = 0
         self._sum = _Sum()
         self._retried = 0
         self._resumed = 0
@@ -262,8 +270,16 @@ class DiskCopy:
                 return
             self._sum.add(chunk)
             self.chunks_landed += 1
-            if not chunk.is_there:
-                self._landed.append(chunk)
+            if chunk.is_there:
+                return
+            self._landed.append(chunk)
+            before = self._unflushed
+            # Zeroes cost little, but where they are written.
+            self._unflushed += chunk.copied if self.can_zero else chunk.copied + chunk.zero
+            step = self.flush_after
+            is_much = step is not None and before // step < self._unflushed // step
+        if is_much:
+            self.on_much()
 
     def target_lost(self, epoch: int) -> None:
         """Do again what has landed and was not flushed: the server may have forgotten it."""
@@ -276,6 +292,7 @@ class DiskCopy:
                 self._sum.add(chunk, -1)
                 self._retry(chunk)
             self._flushing, self._landed = [], []
+            self._unflushed = self._being_flushed = 0
         self.wake()
 
     def begin_flush(self) -> bool:
@@ -284,6 +301,7 @@ class DiskCopy:
             if self._flushing:
                 return False
             self._flushing, self._landed = self._landed, []
+            self._being_flushed, self._unflushed = self._unflushed, 0
             return bool(self._flushing)
 
     def flushed(self, epoch: int) -> None:
@@ -292,6 +310,7 @@ class DiskCopy:
             if epoch != self.epoch:
                 return
             chunks, self._flushing = self._flushing, []
+            self._being_flushed = 0
             self.flushes += 1
         self.on_durable([(chunk.offset, chunk.length) for chunk in chunks])
 
@@ -336,6 +355,7 @@ class DiskCopy:
         with self._lock:
             chunks = [*self._flushing, *self._landed]
             self._flushing, self._landed = [], []
+            self._unflushed = self._being_flushed = 0
         self.on_durable([(chunk.offset, chunk.length) for chunk in chunks])
 
     def counted(self, offset: int, length: int) -> int:
@@ -346,6 +366,14 @@ class DiskCopy:
     def zero_size(self) -> int:
         """The most that one request makes zeroes; where the server can't, they are written."""
         return self.geometry.zero_size if self.can_zero else self.geometry.request_size
+
+    def should_hurry(self) -> bool:
+        """Whether a flush must begin now, so that nobody has to wait for it."""
+        return self.hold_at is not None and self._unflushed >= self.hold_at // 4
+
+    def must_wait(self) -> bool:
+        """Whether so much waits for a flush that nothing more may be sent before it."""
+        return self.hold_at is not None and self._unflushed + self._being_flushed >= self.hold_at
 
     @property
     def is_stopping(self) -> bool:

@@ -21,10 +21,11 @@ import anyio.to_thread
 from v2v_async.copy.blocking import BlockingLane
 from v2v_async.copy.connections import flush
 from v2v_async.copy.disk import DiskCopy
+from v2v_async.copy.flushing import Flushing
 from v2v_async.copy.geometry import smaller_chunk
 from v2v_async.copy.job import CopyJob, DiskResult
 from v2v_async.copy.lane import Lane
-from v2v_async.copy.negotiation import Common, negotiate
+from v2v_async.copy.negotiation import LANES_PER_DISK, Allotment, negotiate
 from v2v_async.copy.opening import Pair, can_reconnect
 from v2v_async.copy.retrying import Attempts
 from v2v_async.copy.transfer import TransferLane
@@ -41,32 +42,27 @@ AnyLane: TypeAlias = Lane | BlockingLane
 
 _REPORT_EVERY_S = 0.2
 _OPEN_AHEAD_S = 0.05  # a near server takes a millisecond for each, a far one would cost a start
-# What a server that dies may lose, and has to be copied again. The kernel writes back what is 30 s
-# old by itself, so that a flush costs little then.
-_FLUSH_EVERY_S = 30.0
-_FLUSH_AFTER_LOSS_S = 2.0
 
 
 class DiskDriver:
     """One disk whose sides are files and NBD exports. Open it with :meth:`open`, then run it."""
 
     def __init__(
-        self, job: CopyJob, common: Common, reporter: Reporter, memory: Memory | None = None
+        self, job: CopyJob, allotment: Allotment, reporter: Reporter, memory: Memory | None = None
     ) -> None:
         self.job = job
         self.result = DiskResult(job.index)
-        self._common = common
-        self._options = common.options
+        self._allotment = allotment
+        self.options = allotment.options
         self.reporter = reporter
         self._memory = memory
-        self._share = 1
+        self._share = self._near_share = 1
         self._changed = anyio.Event()
         self._lanes: dict[AnyLane, Pair] = {}
         self._hung_since: dict[AnyLane, float] = {}
         self._ended: deque[AnyLane] = deque()
-        self._attempts = Attempts(common.options.retries)
+        self._attempts = Attempts(allotment.options.retries)
         self._lost_up_to = -1
-        self._flush_every_s = _FLUSH_EVERY_S
 
     async def open(self, stack: AsyncExitStack) -> None:
         """Connect and negotiate; no byte moves. What is open is closed with ``stack``.
@@ -74,14 +70,18 @@ class DiskDriver:
         Raises:
             V2VError: a side can't be opened, or the two don't go together.
         """
-        terms = await negotiate(self.job, self._common, self._memory)
+        terms = await negotiate(self.job, self._allotment, self._memory)
         stack.push_async_callback(terms.connections.close)
         self.copy = self._work = terms.copy
         self.connections = terms.connections
         self.geometry = terms.copy.geometry
         self.digest = terms.digest
         self._shared = terms.shared
+        self._first_connections = terms.shared.tuner.setting.connections
         self._most = terms.connections.most
+        if self._shared.throttle is not None:
+            self._shared.throttle.must_wait = self.copy.must_wait
+        self._flushing = Flushing(self.copy, self.connections, self._memory, self._wake)
         self.reporter.emit("planned", bytes=self.copy.bytes(), details=self._choices())
 
     def _choices(self) -> dict[str, object]:
@@ -120,9 +120,13 @@ class DiskDriver:
         """Return what has landed so far."""
         return self.copy.bytes()
 
-    def set_share(self, connections: int) -> None:
-        """Let it have so many pairs of connections from now on."""
+    def set_share(self, connections: int, near: int | None = None) -> None:
+        """Let it have so many pairs of connections from now on.
+
+        ``near``: so many where its servers answer at once, and the processors are what is short.
+        """
         self._share = connections
+        self._near_share = connections if near is None else min(near, connections)
         self._changed.set()
 
     async def run(self) -> DiskResult:
@@ -137,9 +141,9 @@ class DiskDriver:
             async with anyio.create_task_group() as group:
                 self._threads = group
                 group.start_soon(self._tick)
-                if self._options.flush and self.connections.can_flush:
-                    group.start_soon(self._flush_now_and_then)
-                await self.drive(self.copy, TransferLane, flush=self._options.flush)
+                if self.options.flush and self.connections.can_flush:
+                    group.start_soon(self._flushing.run)
+                await self.drive(self.copy, TransferLane, flush=self.options.flush)
                 self.reporter.emit("progress", bytes=self.copy.bytes())
                 await self._finish()
                 group.cancel_scope.cancel()
@@ -206,8 +210,11 @@ class DiskDriver:
             raise work.error
 
     def _wanted(self) -> int:
-        connections = self._shared.tuner.setting.connections
-        return max(1, min(self._share, connections, self._most))
+        wanted = min(max(self._first_connections, LANES_PER_DISK), self._near_share)
+        tuned = self._shared.tuner.setting.connections
+        if tuned > self._first_connections:  # more bring more, or may
+            wanted = max(wanted, tuned)
+        return max(1, min(self._share, wanted, self._most))
 
     @property
     def _waits(self) -> bool:
@@ -215,9 +222,9 @@ class DiskDriver:
 
         One connection alone needs several requests on their way to keep both sides busy.
         """
-        if self._options.synchronous:
+        if self.options.synchronous:
             return True
-        return self._most > 1 and self._common.may_wait and not self._shared.is_slow
+        return self._most > 1 and self._allotment.may_wait and not self._shared.is_slow
 
     def _retire_surplus(self) -> None:
         """Let the newest lanes end where the share, or what the tuner wants, has become smaller."""
@@ -241,7 +248,7 @@ class DiskDriver:
             self._work, *ends, self._shared, lambda: self._lane_done(lane), epoch=pair.epoch
         )
         self._lanes[lane] = pair
-        min(self._common.workers, key=lambda worker: worker.load).add(made)
+        min(self._allotment.workers, key=lambda worker: worker.load).add(made)
 
     async def _open_ahead(self) -> None:
         """Open the first connections before lanes that are busy make it slow; not for long."""
@@ -289,7 +296,7 @@ class DiskDriver:
             self.geometry.chunk = smaller_chunk(self.geometry)
             endpoint = (pair.source if side == "source" else pair.target).endpoint
             if side == "target":
-                self._flush_every_s = _FLUSH_AFTER_LOSS_S
+                self._flushing.had_loss()
             if not can_reconnect(endpoint):
                 self._work.fail(f"the {side}", error)
             elif pair.number > self._lost_up_to:
@@ -346,39 +353,20 @@ class DiskDriver:
     async def _flush_failed(self, epoch: int, error: NbdError) -> None:
         """Take a flush that failed for a loss of the target: what it had may be gone as well."""
         self._work.target_lost(epoch)
-        self._flush_every_s = _FLUSH_AFTER_LOSS_S
+        self._flushing.had_loss()
         if not can_reconnect(self.connections.target.endpoint):
             self._work.fail("flushing", error)
         else:
             await self._try_later("flushing the target", error)
 
-    async def _flush_now_and_then(self) -> None:
-        """Make durable what has landed, so that a server that dies loses little."""
-        copy = self._work
-        while True:
-            await anyio.sleep(self._interval())
-            epoch = copy.epoch
-            witness = self.connections.witness(epoch)
-            if not self.connections.has_witness:
-                copy.wants_flush = True  # by the lane, on the only connection
-                self._wake()
-            elif witness is not None and copy.begin_flush():
-                try:
-                    await flush(witness)
-                except NbdError:
-                    self._flush_every_s = _FLUSH_AFTER_LOSS_S
-                    copy.target_lost(epoch)  # the lanes will find out why
-                else:
-                    copy.flushed(epoch)
-
     async def _finish(self) -> None:
         """Do what comes after the copy: remember, verify."""
         if self._memory is not None:
             await self._memory.save(is_complete=True)
-        if self._options.verify:
+        if self.options.verify:
             from v2v_async.copy.verifying import verify
 
-            await verify(self, repair=self._options.repair)
+            await verify(self, repair=self.options.repair)
 
     async def _stop(self) -> None:
         """Let all lanes end; what is in flight is waited for, but not for ever."""
@@ -401,7 +389,7 @@ class DiskDriver:
 
     def _wake(self) -> None:
         """Called by any thread."""
-        for worker in self._common.workers:
+        for worker in self._allotment.workers:
             worker.wake()
         for lane in list(self._lanes):
             if isinstance(lane, BlockingLane):
@@ -437,11 +425,6 @@ class DiskDriver:
             if self._memory is not None:
                 await self._memory.save()
             await anyio.sleep(_REPORT_EVERY_S)
-
-    def _interval(self) -> float:
-        if self._memory is not None:
-            return min(self._memory.interval_s, self._flush_every_s)
-        return self._flush_every_s
 
 
 async def _run_thread(lane: BlockingLane) -> None:

@@ -1,232 +1,237 @@
-"""Copies many disks at once: who runs, with how many connections, and what a failure stops.
+"""The engine: threads, memory and rates that many copies share, each of which fails alone.
 
 ::
 
-    waiting (longest first) ──admit, at most --parallel──> running ──> done or failed
-                                      │ each change divides the connections anew
+    copy ─┐                       ┌─> its connections: no more than there are, the first that asks
+    copy ─┼─> waits for a place ──┼─> its part of the memory, as large as its part of them
+    copy ─┘                       └─> the rates of its groups, then that of all copies
+              the threads poll the lanes of any of them
+
+One run's disks are copied on an engine of their own (``schedule.py``); a batch has one for all of
+its guests, for as long as it runs.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import replace
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from dataclasses import dataclass, replace
 
 import anyio
-import anyio.abc
 import anyio.to_thread
 
 from v2v_async.copy.driver import DiskDriver
 from v2v_async.copy.job import CopyJob, DiskResult
-from v2v_async.copy.negotiation import Common
-from v2v_async.copy.shares import Budget, divide
-from v2v_async.copy.throttle import RateFile, Throttle
+from v2v_async.copy.negotiation import Allotment, lanes_wanted
+from v2v_async.copy.places import Places
+from v2v_async.copy.shares import Budget
+from v2v_async.copy.throttle import DiskThrottle, Throttle
 from v2v_async.copy.worker import Worker
-from v2v_async.errors import V2VError, most_telling
+from v2v_async.errors import UsageError, V2VError, most_telling
 from v2v_async.events import Bytes, Reporter
 from v2v_async.options import CopyOptions
-from v2v_async.units import MIB, format_rate
-
-if TYPE_CHECKING:
-    from v2v_async.copy.checkpoint import CheckpointFolder
-
-__all__ = ["CopyJob", "DiskResult", "copy_disks"]
 
 # They poll the lanes of slow servers, whose answers leave time: more only help with more cores.
 MAX_THREADS = max(1, min(4, os.cpu_count() or 1))
 MAX_LANES = 16
-"""Pairs of connections over all disks: servers start a thread, or sixteen, for each."""
-MAX_BYTES_IN_FLIGHT = 128 * MIB
-"""Over all disks. Enough for 2.5 GiB/s with 50 ms an answer; local copies begin with half of it."""
-_RATE_FILE_EVERY_S = 0.5
-_DEFAULTS = CopyOptions()
+"""Pairs of connections over all disks of a run, and in a batch over those whose servers are near,
+which are short of processors only: on two of these 8 disks took 1.3 times as long with 32 lanes as
+with 16, and as long with 8. More processors change little, since a request of 512 KiB holds the
+interpreter's lock for 27 µs of about 300: 11 lanes keep it busy. And servers start a thread, or
+sixteen, for each connection.
+"""
 
 
-class Driver(Protocol):
-    """One disk, however it is copied."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineLimits:
+    """What all copies of an engine may take together.
 
-    job: CopyJob
-    result: DiskResult
-
-    @property
-    def size(self) -> int: ...
-    @property
-    def remaining(self) -> int: ...
-    @property
-    def most(self) -> int: ...
-    async def open(self, stack: AsyncExitStack) -> None: ...
-    def set_share(self, connections: int) -> None: ...
-    def bytes(self) -> Bytes: ...
-    async def run(self) -> DiskResult: ...
-
-
-async def copy_disks(
-    jobs: Sequence[CopyJob], reporter: Reporter, options: CopyOptions = _DEFAULTS
-) -> list[DiskResult]:
-    """Copy all disks, the longest first; return what came of each, in the order of ``jobs``.
-
-    Everything is opened and negotiated before the first byte moves. When a disk fails the others
-    are stopped, with nothing in flight; with ``keep_going`` they finish.
-
-    Raises:
-        V2VError: a disk failed (disk and offset say where).
-        ExceptionGroup: several did.
+    ``bytes_in_flight`` is what their buffers hold; ``max_connections`` counts those to sources (as
+    many go to targets, and one more for each disk that flushes); ``threads`` are those that poll
+    (None: by the machine's processors).
     """
-    if not jobs:
-        return []
-    at_once = max(1, min(options.parallel or len(jobs), len(jobs)))
-    if options.checkpoint is not None or options.verify:
-        options = replace(options, flush=True)
-    failures: dict[int, V2VError] = {}
-    try:
-        async with AsyncExitStack() as stack, _common(options, at_once, reporter) as common:
-            folder = None
-            if options.checkpoint is not None:
-                from v2v_async.copy.checkpoint import CheckpointFolder
 
-                folder = stack.enter_context(CheckpointFolder(options.checkpoint))
-            drivers: list[Driver] = []
-            for job in jobs:
-                try:
-                    driver = _driver(job, common, reporter.for_disk(job.index), folder)
-                    await driver.open(stack)
-                except V2VError as error:
-                    error.locate(disk=job.index)
-                    raise
-                drivers.append(driver)
-            await _Schedule(drivers, common, reporter, failures).run()
-            if folder is not None and not failures:
-                await _forget(folder, reporter)
-    except BaseExceptionGroup as group:
-        raise most_telling(group) from None
-    if len(failures) == 1:
-        raise next(iter(failures.values()))
-    if failures:
-        raise ExceptionGroup(
-            f"{len(failures)} disks failed", [failures[index] for index in sorted(failures)]
-        )
-    return [driver.result for driver in drivers]
+    bytes_in_flight: int
+    max_connections: int
+    threads: int | None = None
 
 
-def _driver(
-    job: CopyJob, common: Common, reporter: Reporter, folder: CheckpointFolder | None
-) -> Driver:
-    # The others are imported only where they are needed: most copies need none of them.
-    if common.options.copier != "native":
-        from v2v_async.copy.external_driver import ExternalDriver
+class Engine:
+    """Copies disks, any number at once. Made by :func:`copy_engine`; for one event loop."""
 
-        return ExternalDriver(job, common.options, common.at_once, reporter)
-    if "stream" in (job.source.kind, job.target.kind):
-        from v2v_async.copy.stream_driver import StreamDriver
+    def __init__(self, limits: EngineLimits) -> None:
+        threads = min(limits.threads or MAX_THREADS, MAX_LANES)
+        self.workers = [Worker() for _ in range(threads)]
+        self.budget = Budget(limits.bytes_in_flight)
+        self._places = Places(limits.max_connections)
+        self._waiting_threads = MAX_LANES if limits.threads is None else limits.threads
+        self._running: list[tuple[DiskDriver, int]] = []  # and its connections
+        self._throttles: dict[str, Throttle] = {"": Throttle()}
 
-        return StreamDriver(job, common.options, reporter)
-    memory = None
-    if folder is not None:
-        from v2v_async.copy.remembering import Memory
+    def set_rates(self, rates: Mapping[str, int]) -> None:
+        """Let groups have these rates (bytes a second) from now on, and ``""`` all copies together.
 
-        memory = Memory(folder.disk(job.index), reporter)
-    return DiskDriver(job, common, reporter, memory)
+        What is not named is not limited any more.
 
+        Raises:
+            ValueError: a rate is not above zero; nothing has changed.
+        """
+        if any(rate <= 0 for rate in rates.values()):
+            raise ValueError(f"no rate: {min(rates.values())} bytes a second")
+        for name in {**self._throttles, **rates}:
+            self._throttle(name).set_rate(rates.get(name))
 
-async def _forget(folder: CheckpointFolder, reporter: Reporter) -> None:
-    """Remove the checkpoints of a run in which all disks were copied."""
-    try:
-        await anyio.to_thread.run_sync(folder.finish)
-    except V2VError as error:
-        reporter.warning(f"{error.message}; {error.hint}")
-
-
-class _Schedule:
-    """Runs drivers under the limits of a run."""
-
-    def __init__(
+    async def copy(
         self,
-        drivers: Sequence[Driver],
-        common: Common,
+        job: CopyJob,
+        options: CopyOptions,
         reporter: Reporter,
-        failures: dict[int, V2VError],
-    ) -> None:
-        self._waiting = sorted(drivers, key=lambda d: d.size, reverse=True)
-        self._running: list[Driver] = []
-        self._common = common
-        self._reporter = reporter
-        self._failures = failures
+        *,
+        groups: Sequence[str] = (),
+    ) -> DiskResult:
+        """Copy one disk and flush it; wait before for as many connections as it may have.
 
-    async def run(self) -> None:
-        async with anyio.create_task_group() as group:
-            self._admit(group)
+        These are ``options.connections``, or as many as suit it up to ``options.max_connections``,
+        ``job.max_connections`` and those of the engine. ``options.checkpoint`` is a folder for this
+        disk alone, which stays for the caller to remove: until then a copy that was done is found
+        done, but where the target can't flush. ``options.bandwidth`` and ``bandwidth_file`` are of
+        this copy alone; ``parallel``, ``threads`` and ``keep_going`` do not apply. ``groups`` name
+        the rates that hold for it, the narrowest first.
 
-    def _admit(self, group: anyio.abc.TaskGroup) -> None:
-        """Start what may start, and divide the connections among what runs."""
-        started = []
-        while self._waiting and len(self._running) < self._common.at_once:
-            driver = self._waiting.pop(0)
-            self._running.append(driver)
-            started.append(driver)
-        shares = divide(
-            self._common.most_lanes,
-            [driver.remaining for driver in self._running],
-            [driver.most for driver in self._running],
-        )
-        for driver, share in zip(self._running, shares, strict=True):
-            driver.set_share(share)
-        for driver in started:
-            group.start_soon(self._run_one, driver, group)
+        When this raises or is cancelled, nothing of it is in flight and other copies do not notice.
 
-    async def _run_one(self, driver: Driver, group: anyio.abc.TaskGroup) -> None:
-        index = driver.job.index
-        mine = self._reporter.for_disk(index)
-        try:
-            await driver.run()
-        except V2VError as error:
-            error.locate(disk=index)
-            mine.emit(
-                "failed", error.message, bytes=driver.bytes(), hint=error.hint, offset=error.offset
+        Raises:
+            V2VError: it failed (disk and offset say where).
+        """
+        if options.copier != "native" or "stream" in (job.source.kind, job.target.kind):
+            raise UsageError(
+                f"disk {job.index}: no other program and no stream can be copied with among others",
+                hint="leave out --copier",
             )
-            if not self._common.options.keep_going:
-                raise
-            self._failures[index] = error
-        except anyio.get_cancelled_exc_class():
-            mine.emit("cancelled", bytes=driver.bytes())
-            raise
-        self._running.remove(driver)
-        self._admit(group)
+        options = durable(options)
+        mine = reporter.for_disk(job.index)
+        driver: DiskDriver | None = None
+        with telling(mine, lambda: driver.bytes() if driver is not None else None):
+            async with AsyncExitStack() as stack:
+                lanes = await stack.enter_async_context(
+                    self._places.taken(lanes_wanted(job, options))
+                )
+                throttles = [self._throttle(name) for name in (*groups, "")]
+                own = await stack.enter_async_context(own_rate(options, mine))
+                if own is not None:
+                    throttles.insert(0, own)
+                part = self.budget.limit * lanes // self._places.total
+                first = lanes if options.connections else self._near(len(self._running) + 1)
+                driver = await self._open(
+                    replace(job, max_connections=lanes),
+                    self.allot(
+                        options,
+                        min(first, lanes),
+                        part,
+                        throttles,
+                        together=max(MAX_LANES, len(self._running) + 1),
+                    ),
+                    mine,
+                    stack,
+                )
+                with self._shared_with(driver, lanes):
+                    result = await driver.run()
+        return result
+
+    @contextmanager
+    def _shared_with(self, driver: DiskDriver, lanes: int) -> Iterator[None]:
+        """Have a disk among those that the processors are divided among."""
+        self._running.append((driver, lanes))
+        self._divide()
+        try:
+            yield
+        finally:
+            self._running.remove((driver, lanes))
+            self._divide()
+
+    def _divide(self) -> None:
+        for driver, lanes in self._running:
+            is_told = driver.options.connections is not None
+            driver.set_share(lanes, lanes if is_told else self._near(len(self._running)))
+
+    @staticmethod
+    def _near(disks: int) -> int:
+        return max(1, MAX_LANES // disks)
+
+    async def _open(
+        self, job: CopyJob, allotment: Allotment, reporter: Reporter, stack: AsyncExitStack
+    ) -> DiskDriver:
+        path = allotment.options.checkpoint
+        if path is not None:
+            from v2v_async.copy.checkpoint import CheckpointFolder
+            from v2v_async.copy.remembering import Memory, NothingToRememberError
+
+            folder = CheckpointFolder(path)
+            stack.push(folder)  # before it is entered: a cancellation leaves it open no more
+            await anyio.to_thread.run_sync(folder.__enter__)
+            memory = Memory(folder.disk(job.index), reporter)
+            driver = DiskDriver(job, allotment, reporter, memory)
+            try:
+                await driver.open(stack)
+                return driver
+            except NothingToRememberError:
+                reporter.message(
+                    "the target can’t flush: if this copy is stopped, the next begins anew"
+                )
+        driver = DiskDriver(job, allotment, reporter)
+        await driver.open(stack)
+        return driver
+
+    def allot(
+        self,
+        options: CopyOptions,
+        lanes: int,
+        bytes_in_flight: int,
+        throttles: Sequence[Throttle],
+        *,
+        together: int,
+        later: int | None = None,
+    ) -> Allotment:
+        """Return what one disk may use that is copied as ``options`` say.
+
+        ``lanes`` it begins with, where ``together`` all disks have so many. ``later``: those that
+        it may soon have, if it is more.
+        """
+        has_to_wait = bool(throttles) or options.checkpoint is not None
+        return Allotment(
+            options=options,
+            workers=self.workers,
+            budget=self.budget.part(max(1, bytes_in_flight)),
+            throttle=DiskThrottle(throttles) if has_to_wait else None,
+            first_lanes=lanes,
+            lanes=lanes if later is None else later,
+            may_wait=self._waiting_threads >= together,
+        )
+
+    def _throttle(self, name: str) -> Throttle:
+        return self._throttles.setdefault(name, Throttle())
 
 
 @asynccontextmanager
-async def _common(options: CopyOptions, at_once: int, reporter: Reporter) -> AsyncIterator[Common]:
-    """Have the threads and limits of a run."""
-    throttle = None
-    if options.bandwidth is not None or options.bandwidth_file is not None:
-        throttle = Throttle(options.bandwidth)
-    threads = min(options.threads or MAX_THREADS, MAX_LANES)
-    workers = [Worker() for _ in range(1 if options.synchronous else threads)]
-    most_lanes = options.max_connections or max(MAX_LANES, at_once)
-    common = Common(
-        options=options,
-        workers=workers,
-        budget=Budget(MAX_BYTES_IN_FLIGHT),
-        throttle=throttle,
-        at_once=at_once,
-        most_lanes=most_lanes,
-        may_wait=(MAX_LANES if options.threads is None else options.threads) >= most_lanes,
-    )
-    limiter = anyio.CapacityLimiter(len(workers))
-    async with anyio.create_task_group() as group:
-        for worker in workers:
-            group.start_soon(_run_thread, worker, limiter)
-        scope = anyio.CancelScope()
-        if throttle is not None and options.bandwidth_file is not None:
-            file = RateFile(options.bandwidth_file, options.bandwidth)
-            group.start_soon(_follow_rate, file, throttle, reporter, scope)
-        try:
-            yield common
-        finally:
-            scope.cancel()
-            for worker in workers:
-                worker.close()
+async def copy_engine(limits: EngineLimits) -> AsyncIterator[Engine]:
+    """Have an engine. Whoever copies with it must have ended before the block does."""
+    engine = Engine(limits)
+    limiter = anyio.CapacityLimiter(len(engine.workers))
+    try:
+        async with anyio.create_task_group() as group:
+            for worker in engine.workers:
+                group.start_soon(_run_thread, worker, limiter)
+            try:
+                yield engine
+            finally:
+                for worker in engine.workers:
+                    worker.close()
+    except BaseExceptionGroup as group_of_one:
+        # The threads raise nothing: it is what the block has raised.
+        if len(group_of_one.exceptions) == 1:
+            raise group_of_one.exceptions[0] from None
+        raise
 
 
 async def _run_thread(worker: Worker, limiter: anyio.CapacityLimiter) -> None:
@@ -235,16 +240,41 @@ async def _run_thread(worker: Worker, limiter: anyio.CapacityLimiter) -> None:
         await anyio.to_thread.run_sync(worker.run, limiter=limiter)
 
 
-async def _follow_rate(
-    file: RateFile, throttle: Throttle, reporter: Reporter, scope: anyio.CancelScope
-) -> None:
-    with scope:
-        while True:
-            warning = file.poll()
-            if warning is not None:
-                reporter.warning(warning)
-            if file.rate != throttle.rate:
-                now = "unlimited" if file.rate is None else format_rate(file.rate)
-                reporter.message(f"the bandwidth is now {now}")
-                throttle.set_rate(file.rate)
-            await anyio.sleep(_RATE_FILE_EVERY_S)
+def durable(options: CopyOptions) -> CopyOptions:
+    """Return options that flush where something else relies on it."""
+    if options.checkpoint is not None or options.verify:
+        return replace(options, flush=True)
+    return options
+
+
+@asynccontextmanager
+async def own_rate(options: CopyOptions, reporter: Reporter) -> AsyncIterator[Throttle | None]:
+    """Have the throttle that the options ask for, following its file where there is one."""
+    if options.bandwidth is None and options.bandwidth_file is None:
+        yield None
+        return
+    throttle = Throttle(options.bandwidth)
+    if options.bandwidth_file is None:
+        yield throttle
+        return
+    from v2v_async.copy.rate_file import followed
+
+    async with followed(options.bandwidth_file, options.bandwidth, throttle, reporter):
+        yield throttle
+
+
+@contextmanager
+def telling(reporter: Reporter, landed: Callable[[], Bytes | None]) -> Iterator[None]:
+    """Say how a disk's copy ends where it does not end well, and which disk it is."""
+    try:
+        yield
+    except (V2VError, BaseExceptionGroup) as found:
+        error = most_telling(found) if isinstance(found, BaseExceptionGroup) else found
+        if not isinstance(error, V2VError):
+            raise
+        error.locate(disk=reporter.disk)
+        reporter.emit("failed", error.message, bytes=landed(), hint=error.hint, offset=error.offset)
+        raise error from error.__cause__
+    except anyio.get_cancelled_exc_class():
+        reporter.emit("cancelled", bytes=landed())
+        raise

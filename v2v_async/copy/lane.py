@@ -37,6 +37,9 @@ from v2v_async.handle import Entries
 
 Side: TypeAlias = Literal["source", "target"]
 
+# A lane without any buffer asks for one so often. Other lanes of its disk have what it wants, which
+# happens while a tuner's new setting is taken over.
+ROOM_AGAIN_S = 0.02
 # Ends that answer at once (files) would otherwise keep a thread from its other lanes.
 _TURNS = 64
 
@@ -331,7 +334,9 @@ class Lane(ABC):
         if len(self._slots) >= self._setting.depth:
             return None
         count = self.buffers_per_slot
-        if not self.shared.budget.take(self._slot_size * count, must=not self._slots):
+        if not self.shared.budget.take(self._slot_size * count):
+            if not self._slots:
+                self._wake_in(ROOM_AGAIN_S)
             return None
         slot = Slot(self._slot_size, count, self._ready)
         self._slots.append(slot)

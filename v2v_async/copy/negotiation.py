@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import anyio.to_thread
+
 from v2v_async.copy.connections import Connections
 from v2v_async.copy.disk import DiskCopy
-from v2v_async.copy.geometry import Geometry, geometry
+from v2v_async.copy.geometry import REQUEST_SIZE, Geometry, geometry
 from v2v_async.copy.job import CopyJob
 from v2v_async.copy.opening import (
     Opened,
@@ -20,11 +22,10 @@ from v2v_async.copy.opening import (
 )
 from v2v_async.copy.shared import Shared
 from v2v_async.copy.shares import Budget
-from v2v_async.copy.throttle import Throttle
+from v2v_async.copy.throttle import DiskThrottle
 from v2v_async.copy.tuning import MAX_DEPTH, Limits, Setting, Tuner
 from v2v_async.copy.worker import Worker
 from v2v_async.options import CopyOptions
-from v2v_async.units import MIB
 
 if TYPE_CHECKING:
     from v2v_async.copy.digest import DiskDigest
@@ -37,23 +38,26 @@ MOST_LANES_PER_DISK = 8
 """Over a link of 20 ms throughput grew five-fold from 1 to 8 connections (Xen Orchestra #7216)."""
 # Of 1 MiB on two connections, 4 were faster than 2 (1.8 s, 2.0 s); the tuner goes on from here.
 REQUESTS_PER_LANE = 4
-# Half of all that there may be: the rest is for the tuners, and most copies never need it.
-_IN_FLIGHT_AT_FIRST = 64 * MIB
+# Half of what there may be: the rest is for the tuner, and most copies never need it.
+_AT_FIRST = 2
 
 
-@dataclass(slots=True)
-class Common:
-    """What the disks of a run share.
+@dataclass(frozen=True, slots=True)
+class Allotment:
+    """What one disk may use of an engine.
 
-    ``may_wait``: each lane may have a thread of its own; else they share those of ``workers``.
+    ``budget`` and ``throttle`` are its own parts of them. ``first_lanes``: pairs of connections
+    that it will have when it begins; ``lanes``: those that its tuner begins with, which it may
+    have later. ``may_wait``: each lane may have a thread of its own; else they share those of
+    ``workers``.
     """
 
     options: CopyOptions
     workers: Sequence[Worker]
     budget: Budget
-    throttle: Throttle | None
-    at_once: int
-    most_lanes: int
+    throttle: DiskThrottle | None
+    first_lanes: int
+    lanes: int
     may_wait: bool
 
 
@@ -67,16 +71,18 @@ class Terms:
     digest: DiskDigest | None
 
 
-async def negotiate(job: CopyJob, common: Common, memory: Memory | None) -> Terms:
+async def negotiate(job: CopyJob, allotment: Allotment, memory: Memory | None) -> Terms:
     """Open both sides and fit the copy to them; with ``memory``, to what an earlier run has done.
 
     Raises:
         V2VError: a side can't be opened, or the two don't go together; nothing stays open.
     """
-    options = common.options
+    options = allotment.options
     source = await open_source(job.source, wants_extents=options.extents)
     try:
-        remembered = memory.recall() if memory is not None else None
+        remembered = None
+        if memory is not None:
+            remembered = await anyio.to_thread.run_sync(memory.recall)
         # Where zeroes are skipped anyway, or are to take room, the target need not tell its own.
         wants_extents = not (job.is_known_zero or options.target_is_zero or options.allocated)
         target = await open_target(
@@ -95,9 +101,13 @@ async def negotiate(job: CopyJob, common: Common, memory: Memory | None) -> Term
             source.info,
             target.info,
             lanes=connections.most,
-            request_size=options.request_size or job.request_size,
+            request_size=_request_size(job, allotment),
             sparse=options.sparse,
         )
+        unflushed = _unflushed(memory, shape)
+        # Each has room for one request, at least when all of them begin.
+        fitting = max(1, allotment.budget.limit // shape.request_size)
+        connections.most = min(connections.most, fitting)
         is_known_zero = job.is_known_zero or options.target_is_zero or target.is_zero
         done: list[tuple[int, int]] = []
         if memory is not None:
@@ -125,7 +135,8 @@ async def negotiate(job: CopyJob, common: Common, memory: Memory | None) -> Term
     )
     if memory is not None:
         copy.on_durable = memory.note
-    shared = _shared(job, common, shape, connections.most)
+        copy.flush_after, copy.hold_at = unflushed
+    shared = _shared(job, allotment, shape, connections.most, copy.hold_at)
     return Terms(copy, shared, connections, digest)
 
 
@@ -137,22 +148,50 @@ def _digest(options: CopyOptions, size: int) -> DiskDigest | None:
     return DiskDigest(parse_kind(options.digest), size)
 
 
-def _most_lanes(job: CopyJob, options: CopyOptions, source: Opened, target: Opened) -> int:
+def lanes_wanted(job: CopyJob, options: CopyOptions) -> int:
+    """Return how many pairs of connections a disk may have, as far as its servers allow it."""
     if options.synchronous:
         return 1
     wanted = options.connections or options.max_connections or MOST_LANES_PER_DISK
-    limits = [wanted, most_connections(source, target), job.max_connections]
-    return min(limit for limit in limits if limit is not None)
+    return min(wanted, job.max_connections or wanted)
 
 
-def _shared(job: CopyJob, common: Common, shape: Geometry, most: int) -> Shared:
-    """Return how the disk's lanes begin, and how far the tuner may go."""
-    options = common.options
+def _most_lanes(job: CopyJob, options: CopyOptions, source: Opened, target: Opened) -> int:
+    wanted = lanes_wanted(job, options)
+    return min(wanted, most_connections(source, target) or wanted)
+
+
+def _request_size(job: CopyJob, allotment: Allotment) -> int | None:
+    wanted = allotment.options.request_size or job.request_size
+    if wanted is None and allotment.budget.limit < REQUEST_SIZE:
+        return allotment.budget.limit
+    return wanted
+
+
+def _unflushed(memory: Memory | None, shape: Geometry) -> tuple[int | None, int | None]:
+    """Return how much to flush at once and at most; what lanes take at a time is less."""
+    if memory is None:
+        return None, None
+    from v2v_async.copy.remembering import most_unflushed
+
+    part, most = most_unflushed(shape.size)
+    shape.chunk = min(shape.chunk, max(1, part // 2 // shape.request_size) * shape.request_size)
+    return part, most
+
+
+def _shared(
+    job: CopyJob, allotment: Allotment, shape: Geometry, most: int, hold_at: int | None
+) -> Shared:
+    """Return how the disk's lanes begin, and how far the tuner may go.
+
+    With ``hold_at`` (bytes) a killed copy has to do again what is on its way, as if it had landed.
+    """
+    options, budget = allotment.options, allotment.budget
     is_fixed_size = (options.request_size or job.request_size) is not None
     is_fixed = options.connections is not None or options.max_connections is not None
-    lanes = most if is_fixed else min(LANES_PER_DISK, most)
-    first_lanes = min(lanes, max(1, common.most_lanes // common.at_once))
-    share = _IN_FLIGHT_AT_FIRST // (common.at_once * first_lanes * shape.request_size)
+    lanes = most if is_fixed else min(LANES_PER_DISK, allotment.lanes, most)
+    first_lanes = min(lanes, allotment.first_lanes)
+    share = budget.limit // _AT_FIRST // (first_lanes * shape.request_size)
     depth = 1 if options.synchronous else options.requests
     start_depth = depth or max(1, min(REQUESTS_PER_LANE, share))
     most_depth = depth or MAX_DEPTH
@@ -164,8 +203,9 @@ def _shared(job: CopyJob, common: Common, shape: Geometry, most: int) -> Shared:
         request_size=shape.request_size if is_fixed_size else shape.largest_request,
         depth=most_depth,
         connections=lanes if is_fixed else most,
-        in_flight=max(start.in_flight, common.budget.limit // common.at_once),
+        # A lane has twice that in its chunks (copy/lane.py).
+        in_flight=max(start.in_flight, min(budget.limit, (hold_at or 2 * budget.limit) // 2)),
     )
     tuner = Tuner(start, limits)
     tuner.is_settled = options.synchronous
-    return Shared(tuner, common.budget, common.throttle, options.retries)
+    return Shared(tuner, budget, allotment.throttle, options.retries)

@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass, field
 
 from v2v_async.copy.shares import Budget
-from v2v_async.copy.throttle import Throttle
+from v2v_async.copy.throttle import DiskThrottle
 from v2v_async.copy.tuning import SLOW_S, Tuner
 
 # So many requests tell how fast a server is: the first of each of four lanes are enough.
@@ -16,7 +16,7 @@ _PACES = 4
 
 @dataclass(slots=True)
 class Shared:
-    """What the lanes of a disk share, and some of it those of all disks.
+    """What the lanes of a disk share; behind some of it is what all disks share.
 
     ``retries``: times that a failing request is sent again. ``is_slow``: answers take so long that
     many requests are wanted at once.
@@ -24,7 +24,7 @@ class Shared:
 
     tuner: Tuner
     budget: Budget
-    throttle: Throttle | None = None
+    throttle: DiskThrottle | None = None
     retries: int = 0
     is_slow: bool = False
     _paces: list[float] = field(default_factory=list)

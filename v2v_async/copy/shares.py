@@ -27,27 +27,46 @@ def divide(total: int, remaining: Sequence[int], most: Sequence[int]) -> list[in
 
 
 class Budget:
-    """Bytes that all lanes may hold in buffers together. Any thread may ask."""
+    """Bytes that lanes may hold in buffers together. Any thread may ask.
 
-    def __init__(self, limit: int) -> None:
+    Each disk has a :meth:`part` of its own, so that one whose server hangs holds nothing that the
+    others need. The parts' limits are to add up to no more than that of the whole.
+    """
+
+    def __init__(self, limit: int, whole: Budget | None = None) -> None:
         self.limit = limit
         self.taken = 0
         self.most_taken = 0
+        self._whole = whole
         self._lock = threading.Lock()
 
-    def take(self, length: int, *, must: bool = False) -> bool:
-        """Take ``length`` bytes if they are left; ``must``: even if not (each lane's first buffer).
+    def part(self, limit: int) -> Budget:
+        """Return the budget of one disk, whose bytes count here as well."""
+        return Budget(limit, self)
 
-        Return whether they were taken.
+    def take(self, length: int) -> bool:
+        """Take ``length`` bytes if they are left; return whether they were taken.
+
+        Where nothing is taken they always are: a limit that is too small for one request must not
+        stop a disk. Who is refused asks again: others of the same disk give back what they have.
         """
         with self._lock:
-            if not must and self.taken + length > self.limit:
+            if self.taken and self.taken + length > self.limit:
                 return False
-            self.taken += length
-            self.most_taken = max(self.most_taken, self.taken)
-            return True
+            self._count(length)
+        if self._whole is not None:
+            with self._whole._lock:
+                self._whole._count(length)
+        return True
 
     def give_back(self, length: int) -> None:
         """Return bytes that were taken."""
         with self._lock:
-            self.taken -= length
+            self._count(-length)
+        if self._whole is not None:
+            with self._whole._lock:
+                self._whole._count(-length)
+
+    def _count(self, length: int) -> None:
+        self.taken += length
+        self.most_taken = max(self.most_taken, self.taken)

@@ -1,18 +1,24 @@
-"""The copy step: ``in1`` to ``out1``, ``in2`` to ``out2`` …, all at the same time."""
+"""The copy step: ``in1`` to ``out1``, ``in2`` to ``out2`` …, all at once or each in its turn."""
 
 from __future__ import annotations
 
 import time
-from dataclasses import asdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING
 
 from v2v_async.copy.endpoint import nbd
-from v2v_async.copy.engine import CopyJob, copy_disks
+from v2v_async.copy.schedule import CopyJob, copy_disks
 from v2v_async.errors import V2VError
 from v2v_async.events import Bytes, Event, Reporter
 from v2v_async.model import SourceGuest
 from v2v_async.options import CopyOptions
 from v2v_async.server import tail_of
 from v2v_async.v2vdir import V2VDir
+
+if TYPE_CHECKING:
+    from v2v_async.copy.engine import Engine
 
 
 async def copy(
@@ -26,32 +32,78 @@ async def copy(
         CopyError: a disk failed; its targets are incomplete.
         V2VError: the output has not been set up.
     """
-    targets = {target.index: target for target in v2vdir.state.targets}
-    missing = [disk.index for disk in source.disks if disk.index not in targets]
-    if missing:
+    jobs = [_job(v2vdir, disk.index) for disk in source.disks]
+    with _located(v2vdir, source):
+        results = await copy_disks(jobs, reporter.tee(_DiskLog(v2vdir)), options)
+    return [result.bytes for result in results]
+
+
+async def copy_disk(
+    v2vdir: V2VDir,
+    source: SourceGuest,
+    index: int,
+    engine: Engine,
+    options: CopyOptions,
+    reporter: Reporter,
+    *,
+    groups: Sequence[str] = (),
+    connections: int | None = None,
+) -> Bytes:
+    """Copy one disk (1-based) of the guest among others on ``engine``; return bytes by class.
+
+    ``groups`` name the rates of the engine that hold for it, the narrowest first; ``connections``
+    is the most that it may have to its source. ``options.checkpoint`` is a folder for this disk,
+    which the caller removes when the guest is done or its target is another one. Of
+    ``options.bandwidth``, which is for the guest, a disk has its part.
+
+    Cancellation leaves nothing in flight, and a checkpoint from which the copy can go on.
+
+    Raises:
+        CopyError: it failed.
+        V2VError: the output has not been set up.
+    """
+    job = _job(v2vdir, index)
+    limits = [limit for limit in (job.max_connections, connections) if limit is not None]
+    job = replace(job, max_connections=min(limits, default=None))
+    if options.bandwidth is not None:
+        options = replace(options, bandwidth=max(1, options.bandwidth // len(source.disks)))
+    with _located(v2vdir, source):
+        result = await engine.copy(job, options, reporter.tee(_DiskLog(v2vdir)), groups=groups)
+    return result.bytes
+
+
+def _job(v2vdir: V2VDir, index: int) -> CopyJob:
+    """Return what is to be copied for one disk.
+
+    Raises:
+        V2VError: its target has not been set up.
+    """
+    target = next((each for each in v2vdir.state.targets if each.index == index), None)
+    if target is None:
         raise V2VError(
-            f"no target for disk {missing[0]} has been set up in ‘{v2vdir.path}’",
+            f"no target for disk {index} has been set up in ‘{v2vdir.path}’",
             hint="run the output's setup first",
         )
-    jobs = [
-        CopyJob(
-            index=disk.index,
-            source=nbd(str(v2vdir.source_socket(disk.index))),
-            target=nbd(str(v2vdir.target_socket(disk.index))),
-            is_known_zero=targets[disk.index].is_known_zero,
-            max_connections=targets[disk.index].max_connections,
-            request_size=targets[disk.index].request_size,
-        )
-        for disk in source.disks
-    ]
+    return CopyJob(
+        index=index,
+        source=nbd(str(v2vdir.source_socket(index))),
+        target=nbd(str(v2vdir.target_socket(index))),
+        is_known_zero=target.is_known_zero,
+        max_connections=target.max_connections,
+        request_size=target.request_size,
+    )
+
+
+@contextmanager
+def _located(v2vdir: V2VDir, source: SourceGuest) -> Iterator[None]:
+    """Tell errors of a disk where its log is, and what the server of its source said."""
     try:
-        results = await copy_disks(jobs, reporter.tee(_DiskLog(v2vdir)), options)
+        yield
     except V2VError as error:
         if error.disk is not None:
             error.locate(log=v2vdir.log("copy", error.disk))
             _tell_of_source(error, v2vdir, source)
         raise
-    return [result.bytes for result in results]
 
 
 def _tell_of_source(error: V2VError, v2vdir: V2VDir, source: SourceGuest) -> None:

@@ -1,26 +1,32 @@
-"""Keep the bytes that all lanes together let through to a rate, and let a person change it.
+"""Keep the bytes that lanes let through to rates, fairly among disks, and let people change these.
 
 ::
 
     credit   ──┐ grows by the rate, to at most 0.1 s of it; below zero it is a debt
                ▼
-    waiting  [lane 3: 512 KiB] [lane 0: 512 KiB] [lane 7: 64 KiB]     first come, first served
+    waiting  [disk 1: 512 KiB] [disk 2: 512 KiB] [disk 1: 512 KiB] …   whose disk had least, first
              may go when the credit covers what waits before it, even if not itself
 
 A lane that may not go yet is told how long to wait and asks again; nothing is promised to it
 meanwhile, so a new rate, or a request that was cut smaller, counts from the next time it asks.
+
+Where several rates hold for a disk (its group's, that of all copies) its lanes wait for one after
+the other, the narrowest first: who may not go for its group's sake holds up nobody outside of it.
+
+The order is that of start-time fair queueing: each request has as its tag how much its disk had
+been let through before it, and the smallest goes first. A disk that comes, or comes again, begins
+where the others are now, so that it neither waits for what they had before nor makes them wait.
+Source: Goyal, Vin and Cheng, "Start-time Fair Queuing", SIGCOMM 1996.
 """
 
 from __future__ import annotations
 
-import os
-import stat
 import threading
 import time
-from collections.abc import Callable, Hashable
-from pathlib import Path
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
 
-from v2v_async.units import KIB, parse_rate
+from v2v_async.units import KIB
 
 # What may be saved up while nobody asks. It makes up for lanes that wake late (poll(2) and the
 # interpreter are good for some milliseconds), and is 2% of five seconds.
@@ -31,6 +37,8 @@ MAX_WAIT_S = 0.1
 MIN_WAIT_S = 0.002
 # A lane that has not asked for so long after it should have is gone, and its place with it.
 GONE_S = 0.1
+# What is not a rate is asked about so often: a flush that lets a disk go on takes as long.
+STANDSTILL_S = 0.02
 # How much of a second one request may take: more makes waves, less costs calls (20 a second).
 REQUEST_S = 1 / 20
 # The block of file systems and of most servers: smaller ones cost a read for each write. It keeps
@@ -38,12 +46,21 @@ REQUEST_S = 1 / 20
 SMALLEST_REQUEST = 4 * KIB
 
 
+@dataclass(slots=True)
+class _Waiting:
+    """One that may not go yet: how much it wants, its place, and when it is taken to be gone."""
+
+    length: int
+    tag: float
+    gone_at: float
+
+
 class Throttle:
     """A rate in bytes a second (None: no limit) that lanes in any threads share.
 
     Over any time t, at most ``rate * (t + 0.1 s)`` bytes and one request more are let through, and
-    a new rate adds at most one request. Lanes that always want more get that rate, and each of
-    them the same number of requests.
+    a new rate adds at most one request. Disks that always want more get that rate, each as much of
+    it as any other; and so do a disk's lanes, each the same number of requests.
     """
 
     def __init__(
@@ -54,14 +71,16 @@ class Throttle:
         self._rate = _checked(rate)
         self._credit = 0.0  # bytes
         self._settled = clock()
-        self._waiting: dict[Hashable, tuple[int, float]] = {}  # who: length, when it is gone
+        self._waiting: dict[Hashable, _Waiting] = {}  # in the order of their first asking
+        self._tag = 0.0  # of the last one that went
+        self._tags: dict[Hashable, float] = {}  # of each disk's next request
 
     @property
     def rate(self) -> int | None:
         """The rate now, in bytes a second; None where there is no limit."""
         return self._rate
 
-    def take(self, length: int, who: Hashable = None) -> float:
+    def take(self, length: int, who: Hashable = None, disk: Hashable = None) -> float:
         """Return how many seconds to wait before asking again (at most 0.1); 0.0: send now.
 
         0.0 means that the bytes are counted: ask last, when nothing else is in the way. ``who``
@@ -74,26 +93,52 @@ class Throttle:
             rate = self.rate  # it may have changed before the lock was ours
             if rate is None:
                 return 0.0
-            before = 0
-            for other, (wanted, gone) in list(self._waiting.items()):
-                if other == who:
-                    break
-                if now > gone:
-                    del self._waiting[other]
-                else:
-                    before += wanted
+            place = self._waiting.get(who)
+            tag = max(self._tag, self._tags.get(disk, 0.0)) if place is None else place.tag
+            before = self._before(who, tag, now)
+            if place is None:
+                self._tags[disk] = tag + length
             if before <= self._credit:
                 self._waiting.pop(who, None)
                 self._credit -= length
+                self._went(tag)
                 return 0.0
             wait = min(max((before - self._credit) / rate, MIN_WAIT_S), MAX_WAIT_S)
-            self._waiting[who] = length, now + wait + GONE_S
+            self._waiting[who] = _Waiting(length, tag, now + wait + GONE_S)
             return wait
+
+    def _before(self, who: Hashable, tag: float, now: float) -> int:
+        """Return how many bytes go before those of ``who``; of equal tags the first that asked."""
+        before = 0
+        is_later = False
+        for other, place in list(self._waiting.items()):
+            if other == who:
+                is_later = True
+            elif now > place.gone_at:
+                del self._waiting[other]
+            elif place.tag < tag or (place.tag == tag and not is_later):
+                before += place.length
+        return before
+
+    def _went(self, tag: float) -> None:
+        """Go on to ``tag``, and forget the disks that would begin there anyhow."""
+        if tag <= self._tag:
+            return
+        self._tag = tag
+        for disk in [disk for disk, next_ in self._tags.items() if next_ <= tag]:
+            del self._tags[disk]
 
     def leave(self, who: Hashable) -> None:
         """Give up the place of ``who``, which waits no more. Others would wait 0.2 s for it."""
         with self._lock:
             self._waiting.pop(who, None)
+
+    def give_back(self, length: int) -> None:
+        """Let others have bytes that were counted and are not sent after all."""
+        with self._lock:
+            self._settle()
+            if self._rate is not None:
+                self._credit = min(self._credit + length, self._rate * BURST_S)
 
     def set_rate(self, rate: int | None) -> None:
         """Let ``rate`` bytes a second through from now on, or everything with None."""
@@ -119,6 +164,52 @@ class Throttle:
         return now
 
 
+class DiskThrottle:
+    """All that holds one disk back: rates, and whatever else its lanes have to wait for.
+
+    Each of ``throttles`` is asked when those before it have let a request through, so the narrowest
+    goes first. ``must_wait`` tells whether nothing may be sent just now, whatever the rates.
+    """
+
+    def __init__(
+        self, throttles: Sequence[Throttle], must_wait: Callable[[], bool] | None = None
+    ) -> None:
+        self._throttles = tuple(throttles)
+        self.must_wait = must_wait
+        self._passed: dict[Hashable, tuple[int, int]] = {}  # who: how many, with how many bytes
+
+    @property
+    def rate(self) -> int | None:
+        """The lowest rate now, in bytes a second; None where there is no limit."""
+        rates = [rate for each in self._throttles if (rate := each.rate) is not None]
+        return min(rates, default=None)
+
+    def take(self, length: int, who: Hashable) -> float:
+        """Return how many seconds to wait before asking again (at most 0.1); 0.0: send now.
+
+        ``who`` asks for the same length until it may go, or leaves.
+        """
+        if self.must_wait is not None and self.must_wait():
+            return STANDSTILL_S
+        passed, _ = self._passed.get(who, (0, 0))
+        for at in range(passed, len(self._throttles)):
+            wait = self._throttles[at].take(length, who, self)
+            if wait > 0:
+                if at:
+                    self._passed[who] = at, length
+                return wait
+        self._passed.pop(who, None)
+        return 0.0
+
+    def leave(self, who: Hashable) -> None:
+        """Give up the places of ``who``, which waits no more."""
+        passed, length = self._passed.pop(who, (0, 0))
+        for throttle in self._throttles[:passed]:
+            throttle.give_back(length)
+        for throttle in self._throttles:
+            throttle.leave(who)
+
+
 def request_limit(rate: int | None) -> int | None:
     """Return the largest request, in bytes, that keeps ``rate`` smooth; None where any does.
 
@@ -130,70 +221,10 @@ def request_limit(rate: int | None) -> int | None:
     return max(SMALLEST_REQUEST, 1 << max(0, int(rate * REQUEST_S).bit_length() - 1))
 
 
-def smoothed(throttle: Throttle | None, size: int, block: int) -> int:
+def smoothed(throttle: DiskThrottle | None, size: int, block: int) -> int:
     """Return how much of ``size`` bytes, in whole blocks, one request may have."""
     limit = request_limit(throttle.rate) if throttle is not None else None
     return size if limit is None else min(size, max(limit // block * block, block))
-
-
-class RateFile:
-    """A file that tells the rate and may change at any time, as virt-v2v's ``--bandwidth-file``.
-
-    Its first line is a rate as for ``--bandwidth``, or 0 or ``unlimited`` for no limit. A file that
-    is missing, empty or not understood changes nothing: the last rate goes on. Source:
-    nbdkit-rate-filter(1), "DYNAMIC ADJUSTMENT", and what nbdkit 1.32 does with 0 and with errors.
-    """
-
-    def __init__(self, path: Path, rate: int | None = None) -> None:
-        self.path = path
-        self._rate = rate
-        self._content: str | None = None
-
-    @property
-    def rate(self) -> int | None:
-        """The rate last told, in bytes a second (at first that of ``--bandwidth``)."""
-        return self._rate
-
-    def poll(self) -> str | None:
-        """Read the file again; return a warning where its content is new and not understood.
-
-        It is read whole each time, which costs no more than asking whether it has changed, and no
-        clock or file system can hide a change.
-        """
-        try:
-            content = self._read()
-        except FileNotFoundError:
-            self._content = None
-            return None
-        except OSError as error:
-            content = f"\0{error.errno}"  # never the content of a file that was read
-            problem = error.strerror or str(error)
-        else:
-            problem = ""
-        if content == self._content:
-            return None
-        self._content = content
-        line = content.partition("\n")[0].strip()
-        if not problem and not line:
-            return None
-        if not problem:
-            try:
-                is_unlimited = line.lower() == "unlimited" or (line.isdecimal() and int(line) == 0)
-                self._rate = None if is_unlimited else parse_rate(line)
-                return None
-            except ValueError as error:
-                problem = str(error)
-        return f"--bandwidth-file {self.path}: {problem}; the last rate is kept"
-
-    def _read(self) -> str:
-        # Nothing that is named here may hang the copy: O_NONBLOCK opens a pipe at once.
-        fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        try:
-            if not stat.S_ISREG(os.fstat(fd).st_mode):
-                raise OSError(0, "not a regular file")
-            return os.read(fd, 256).decode("utf-8", "replace")
-        finally:
-            os.close(fd)
 
 
 def _checked(rate: int | None) -> int | None:

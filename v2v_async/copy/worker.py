@@ -79,8 +79,8 @@ class Worker:
                 touched = self._wait()
                 while self._new:
                     lane = self._new.popleft()
-                    self._begin(lane)
-                    touched[lane] = None
+                    if self._begin(lane):
+                        touched[lane] = None
                 for lane in touched:
                     if lane in self._fds:
                         self._step(lane)
@@ -94,27 +94,34 @@ class Worker:
                 os.close(self._wake_fd)
                 self._wake_fd = -1
 
-    def _begin(self, lane: Lane) -> None:
+    def _begin(self, lane: Lane) -> bool:
         fds = self._fds[lane] = []
         sides: tuple[tuple[End, Side], ...] = ((lane.source, "source"), (lane.target, "target"))
-        for end, side in sides:
-            fd = end.fileno()
-            if fd >= 0:
-                fds.append(fd)
-                self._ends[fd] = (lane, end, side)
+        try:
+            for end, side in sides:
+                fd = end.fileno()
+                if fd >= 0:
+                    fds.append(fd)
+                    self._ends[fd] = (lane, end, side)
+        except Exception as error:  # other lanes, perhaps of other guests, must not suffer for it
+            lane.disk.fail("copying", error)
+            self._finish(lane)
+            return False
+        return True
 
     def _step(self, lane: Lane) -> None:
         try:
             lane.advance()
+            is_over = lane.is_done or self._has_drained_too_long(lane)
+            if not is_over:
+                for fd in list(self._fds[lane]):
+                    self._register(fd)
         except Exception as error:  # a mistake of ours must fail the disk, not hang the run
             lane.disk.fail("copying", error)
+            is_over = True
+        if is_over:
             self._finish(lane)
             return
-        if lane.is_done or self._has_drained_too_long(lane):
-            self._finish(lane)
-            return
-        for fd in list(self._fds[lane]):
-            self._register(fd)
         if lane.wake_at is not None:
             self._timers[lane] = lane.wake_at
         elif lane in self._timers:
@@ -202,3 +209,5 @@ class Worker:
                 end.notify_writable()
         except NbdError as error:
             self._lost(lane, side, fd, error)
+        except Exception as error:  # it ends in its next step
+            lane.disk.fail("copying", error)

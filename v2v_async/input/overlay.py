@@ -4,23 +4,28 @@
 
     virt-v2v-in-place ── writes ──> overlay ── reads ──> source disk
 
-Two kinds, behind one small interface:
+Behind one small interface:
 
 ``cow``    nbdkit's cow filter. Nothing to prepare; the overlay is an unlinked file that goes with
-           its server. For raw disks.
+           its server. For raw disks. ``kept``: :func:`settle` saves what was written to it.
 ``qcow2``  a qcow2 file in the v2v directory, served by qemu-nbd. It outlives its server, and its
            ``qemu:allocation-depth`` tells what conversion changed. For every format. What only an
            nbdkit plugin can read is served to it by an nbdkit of its own, ``inINDEX.base``.
+
+An overlay that was settled is served again, with what the conversion made of it, when a later
+process sets up the same source in the same v2v directory (``input/kept.py``).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, Protocol, get_args
 
 from v2v_async import nbdkit, qemu_img, qemu_nbd
-from v2v_async.errors import UsageError, V2VError
+from v2v_async.errors import SourceError, UsageError, V2VError
+from v2v_async.input import kept
 from v2v_async.input.checking import raise_problems
 from v2v_async.input.image import (
     NEVER,
@@ -32,17 +37,20 @@ from v2v_async.input.image import (
     PluginImage,
     backing_name,
 )
+from v2v_async.input.kept import discard as discard
+from v2v_async.input.kept import is_kept as is_kept
+from v2v_async.input.kept import settle as settle
 from v2v_async.options import InputOptions
 from v2v_async.process import ServerCommand
 from v2v_async.redact import redact
 from v2v_async.server import Server, Servers
 from v2v_async.v2vdir import V2VDir
 
-OverlayKind = Literal["cow", "qcow2"]
+OverlayKind = Literal["cow", "kept", "qcow2"]
 
 OVERLAY_HELP = (
-    "cow or qcow2: what keeps the source from being written (default: cow for raw disks and NBD, "
-    "qcow2 for other formats)"
+    "cow, kept or qcow2: what keeps the source from being written (default: cow for raw disks and "
+    "NBD, qcow2 for other formats); kept: as cow, but a later run can go on from the conversion"
 )
 """What ``-io ?`` says of ``overlay``."""
 
@@ -64,12 +72,19 @@ class Overlay(Protocol):
 
 
 class CowOverlay:
-    """nbdkit's cow filter."""
+    """nbdkit's cow filter. ``is_kept``: its requests are noted, so that it can be settled."""
+
+    def __init__(self, *, is_kept: bool = False) -> None:
+        self.is_kept = is_kept
 
     async def start(
         self, source: DiskSource, index: int, v2vdir: V2VDir, servers: Servers
     ) -> Server:
         """See :class:`Overlay`."""
+        record = kept.settled(v2vdir, index, "cow", source) if self.is_kept else None
+        if record is None:
+            kept.discard(v2vdir, index)
+        is_noted = self.is_kept and record is None
         features = await nbdkit.probe()
         command = source_command(
             features,
@@ -77,8 +92,16 @@ class CowOverlay:
             v2vdir.source_socket(index),
             scratch=v2vdir.path,
             keep_while=v2vdir.converting_mark,
+            noted_in=kept.log_path(v2vdir, index) if is_noted else None,
         )
-        return await servers.start(f"in{index}", command, log=v2vdir.log("input", index))
+        server = await servers.start(f"in{index}", command, log=v2vdir.log("input", index))
+        assert server.info is not None
+        if record is not None:
+            kept.check_size(v2vdir, index, record, server.info.size)
+            await kept.restore(v2vdir, index, record)
+        elif self.is_kept:
+            kept.begin(v2vdir, index, "cow", source, server.info.size)
+        return server
 
 
 class Qcow2Overlay:
@@ -89,19 +112,58 @@ class Qcow2Overlay:
     ) -> Server:
         """See :class:`Overlay`."""
         log = v2vdir.log("input", index)
+        record = kept.settled(v2vdir, index, "qcow2", source)
+        if record is None:
+            kept.discard(v2vdir, index)
         base: Path | None = None
-        size = source.size
         if isinstance(source.image, PluginImage):
             base = v2vdir.path / f"in{index}.base"
             features = await nbdkit.probe()
-            command = source_command(features, source.image, base)
+            command = source_command(
+                features,
+                source.image,
+                base,
+                scratch=v2vdir.path,
+                keep_while=v2vdir.converting_mark,
+                is_read_only=True,
+            )
             await servers.start(f"in{index}.base", command, log=log)
-        overlay = v2vdir.path / f"overlay-{index}.qcow2"
-        await qemu_img.create_qcow2(
-            overlay, size or None, backing=(backing_name(source, base), source.format)
-        )
+        overlay = kept.qcow2_path(v2vdir, index)
+        backing = (backing_name(source, base), source.format)
+        if record is None:
+            await qemu_img.create_qcow2(overlay, source.size or None, backing=backing)
+        else:
+            await _check_qcow2(overlay, backing, v2vdir)
         command = qemu_nbd.serve_overlay(overlay, v2vdir.source_socket(index))
-        return await servers.start(f"in{index}", command, log=log)
+        server = await servers.start(f"in{index}", command, log=log)
+        assert server.info is not None
+        if record is not None:
+            kept.check_size(v2vdir, index, record, server.info.size)
+        else:
+            kept.begin(v2vdir, index, "qcow2", source, server.info.size)
+        return server
+
+
+async def _check_qcow2(overlay: Path, backing: tuple[str, str], v2vdir: V2VDir) -> None:
+    """See that an overlay lies over what it would be made over, and is whole.
+
+    Raises:
+        SourceError
+    """
+    try:
+        found = await qemu_img.info(overlay, format_="qcow2")
+        if (found.backing_name, found.backing_format) != backing:
+            raise SourceError(
+                f"‘{overlay}’ lies over ‘{found.backing_name}’ ({found.backing_format}), and not "
+                f"over ‘{backing[0]}’ ({backing[1]})",
+                hint=f"convert it again: remove ‘{v2vdir.path}’",
+            )
+        await qemu_img.repair(overlay)
+    except qemu_img.ImageError as error:
+        raise SourceError(
+            f"what the conversion wrote can't be used: {error.message}",
+            hint=f"convert it again: remove ‘{v2vdir.path}’",
+        ) from error
 
 
 def source_command(
@@ -111,12 +173,17 @@ def source_command(
     *,
     scratch: Path | None = None,
     keep_while: Path | None = None,
+    noted_in: Path | None = None,
+    is_read_only: bool = False,
 ) -> ServerCommand:
     """Return the nbdkit that serves a raw disk: under a cow filter in ``scratch``, or read-only.
 
     While the file ``keep_while`` is there, the overlay keeps what is read from a remote disk:
     conversion reads the same blocks again and again. At 20 ms a request it took 69 s so, and 231 s
-    otherwise.
+    otherwise. ``is_read_only``: only that is what it is for. (nbdkit's cache filter reads one block
+    at a time, however many clients there are.)
+
+    ``noted_in``: a file that will tell each request.
 
     The file plugin opens read-write only where a connection may write, and behind the cow filter
     none may (nbdkit-cow-filter(1)). The overlay is an unlinked file in ``$TMPDIR``.
@@ -143,23 +210,28 @@ def source_command(
     if scratch is not None:
         filters = ("cow", *filters)
         environment["TMPDIR"] = str(scratch)
-        if isinstance(image, PluginImage) and features.version >= _COW_OPTIONS:
+        if not isinstance(image, FileImage) and features.version >= _COW_OPTIONS:
             parameters.append(f"cow-block-size={REMOTE_COW_BLOCK_SIZE}")
             if keep_while is not None:
                 parameters.append(f"cow-on-read={keep_while}")
+    if noted_in is not None:
+        filters = ("log", *filters)
+        parameters.append(f"logfile={noted_in}")
     return nbdkit.serve(
         features,
         socket,
         plugin,
         parameters,
         filters=filters,
-        read_only=scratch is None,
+        read_only=scratch is None or is_read_only,
         environment=environment,
     )
 
 
 def choose(wanted: OverlayKind | None, source: DiskSource) -> Overlay:
-    """Return the overlay for a disk: the wanted kind, else the plain one that can serve it.
+    """Return the overlay for a disk: the wanted kind, or the nearest that can serve it.
+
+    What ``qcow2`` has that a raw disk's cow has not is that it is kept, and so it is then.
 
     Raises:
         UsageError: the wanted kind can't serve it.
@@ -170,19 +242,25 @@ def choose(wanted: OverlayKind | None, source: DiskSource) -> Overlay:
             f"‘-io overlay=cow’ can't serve ‘{source.image.shown}’, which is {source.format}",
             hint="leave the option out, or use overlay=qcow2",
         )
-    image = source.image
-    if wanted == "qcow2" and is_raw and isinstance(image, FileImage) and (image.length or 0) % 512:
-        raise UsageError(
-            f"‘-io overlay=qcow2’ can't serve ‘{source.image.shown}’: qemu reads parts of a file "
-            "only in multiples of 512 bytes",
-            hint="leave the option out, or use overlay=cow",
-        )
-    is_tls = isinstance(source.image, NbdImage) and source.image.uri.startswith("nbds")
-    if wanted == "qcow2" and is_tls:
-        raise UsageError(
-            "‘-io overlay=qcow2’ can't be used with TLS (nbds://)", hint="use overlay=cow"
-        )
-    return CowOverlay() if is_raw and wanted != "qcow2" else Qcow2Overlay()
+    if not is_raw or (wanted == "qcow2" and _is_qemus(source.image)):
+        return Qcow2Overlay()
+    return CowOverlay(is_kept=wanted in ("kept", "qcow2"))
+
+
+def _is_qemus(image: Image) -> bool:
+    """Whether qemu itself does well at reading a raw disk.
+
+    Of what is remote it reads extents one by one, and the rest on a single connection: at 20 ms a
+    request, copying 256 MiB with a hole in each took ten times as long as behind a cow filter. And
+    to qemu every disk consists of whole sectors.
+    """
+    if not isinstance(image, FileImage):
+        return False
+    size = image.length
+    with suppress(OSError):
+        if size is None and image.path.is_file():
+            size = image.path.stat().st_size
+    return (size or 0) % qemu_img.SECTOR == 0
 
 
 def overlay_option(
@@ -201,12 +279,13 @@ def overlay_option(
                 f"{what} takes no -io {redact(key)}", hint=f"it takes {', '.join(known)}"
             )
         if key == "overlay":
-            if value not in ("cow", "qcow2"):
+            found = next((kind for kind in get_args(OverlayKind) if kind == value), None)
+            if found is None:
                 raise UsageError(
                     f"{what}: ‘-io {shown}’ is not known",
-                    hint="write overlay=cow or overlay=qcow2",
+                    hint="write overlay=cow, overlay=kept or overlay=qcow2",
                 )
-            wanted = "cow" if value == "cow" else "qcow2"
+            wanted = found
     return wanted
 
 

@@ -20,7 +20,7 @@ from v2v_async.events import Reporter
 from v2v_async.model import SourceDisk, SourceGuest, TargetGuest
 from v2v_async.options import OutputOptions
 from v2v_async.output import existing_disks, files
-from v2v_async.output.contract import Output
+from v2v_async.output.contract import Output, refuse_finalized, reported
 from v2v_async.output.existing_disks import InPlace
 from v2v_async.output.file_disks import Document, FileDisks, check_name
 from v2v_async.server import Servers
@@ -99,6 +99,23 @@ class DirectoryOutput(Output):
         await self.disks.setup(v2vdir, list(new), list(new.values()), servers)
         await existing_disks.setup(v2vdir, there, self.disks.format, servers)
 
+    async def reopen(
+        self, v2vdir: V2VDir, source: SourceGuest, name: str, servers: Servers, reporter: Reporter
+    ) -> bool:
+        """Serve the files again, under their hidden names, and what is written in place."""
+        refuse_finalized(v2vdir)
+        new, there = self._places(source, name)
+        self.disks.take_back(v2vdir, list(new))
+        problem = await self.disks.problem(
+            v2vdir, list(new), list(new.values())
+        ) or await existing_disks.problem(v2vdir, there, self.disks.format)
+        if problem is not None:
+            reporter.warning(f"the disks are made and copied anew: {problem}")
+            return await self.start_over(v2vdir, source, name, servers, reporter)
+        await self.disks.serve_again(v2vdir, list(new), list(new.values()), servers)
+        await existing_disks.serve(v2vdir, there, self.disks.format, servers)
+        return True
+
     async def finalize(self, v2vdir: V2VDir, target: TargetGuest, reporter: Reporter) -> None:
         """Write the document, have everything on the disk, then give all files their names."""
         paths = self.disk_paths(len(target.source.disks), target.name)
@@ -111,6 +128,11 @@ class DirectoryOutput(Output):
 
     async def abandon(self, v2vdir: V2VDir, reporter: Reporter) -> None:
         """Remove what has not got its final name yet; say what was only written to."""
+        if v2vdir.state.is_finalized:
+            files.remove_previous(v2vdir)
+            return
+        with reported(reporter):
+            files.unpublish(v2vdir)
         files.remove_temporary(v2vdir.state.outputs)
         existing_disks.abandon(v2vdir, reporter)
 

@@ -114,6 +114,30 @@ async def setup(
         v2vdir.add_object(
             MadeObject(kind=_KIND, name=str(each.path), undo=_emptying(each.path, size, format_))
         )
+    await serve(v2vdir, disks, format_, servers)
+
+
+async def problem(v2vdir: V2VDir, disks: Sequence[InPlace], format_: Format) -> str | None:
+    """Return why disks that were set up can't be gone on with; None where they can."""
+    known = {made.name for made in v2vdir.state.objects if made.kind == _KIND}
+    for each in disks:
+        if str(each.path) not in known:
+            return f"‘{each.path}’ was not among the outputs"
+        try:
+            if format_ == "qcow2":
+                await qemu_img.repair(each.path)
+            if await _size(each.path, format_) < each.disk.size:
+                return f"‘{each.path}’ is shorter than it was"
+        except (qemu_img.ImageError, TargetError, UsageError) as error:
+            return error.message
+    return None
+
+
+async def serve(
+    v2vdir: V2VDir, disks: Sequence[InPlace], format_: Format, servers: Servers
+) -> None:
+    """Serve disks that are known to be written by this run."""
+    for each in disks:
         socket = v2vdir.target_socket(each.disk.index)
         if format_ == "qcow2":
             command = qemu_nbd.serve_target(each.path, socket)

@@ -8,8 +8,9 @@ end. raw disks are served by nbdkit, qcow2 by qemu-nbd.
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Self
@@ -151,18 +152,97 @@ class FileDisks:
             temporary = files.temporary_for(final)
             v2vdir.add_output(OutputFile(temporary=str(temporary), final=str(final)))
             await self._make_disk(temporary, disk.size)
+            files.identify(v2vdir, temporary)
             command = await self._server(temporary, v2vdir.target_socket(disk.index))
             log = v2vdir.log("output", disk.index)
             await servers.start(f"out{disk.index}", command, log=log)
         v2vdir.update(targets=[self._export(disk) for disk in disks])
+
+    async def problem(
+        self, v2vdir: V2VDir, finals: Sequence[Path], disks: Sequence[SourceDisk]
+    ) -> str | None:
+        """Return why what setup made can't be gone on with; None where it can.
+
+        Nobody serves it. Names that were given too early have been taken back.
+
+        Raises:
+            TargetError: that can't be known now.
+        """
+        if self.is_compressed:
+            return "a cluster can't be compressed twice"
+        records = {record.final: record for record in v2vdir.state.outputs}
+        for disk, final in zip(disks, finals, strict=True):
+            record = records.get(str(final))
+            if record is None:
+                return f"‘{final}’ was not among the outputs"
+            problem = await self._damage(record, disk.size)
+            if problem is not None:
+                return problem
+        return None
+
+    async def _damage(self, record: OutputFile, size: int) -> str | None:
+        path = Path(record.temporary)
+        try:
+            status = path.lstat()
+        except FileNotFoundError:
+            return f"‘{path}’ is not there any more"
+        except OSError as error:  # it may be there again the next time
+            raise files.target_error("look at", path, error) from error
+        if status.st_ino != record.inode or not stat.S_ISREG(status.st_mode):
+            return f"‘{path}’ is not the file that was made"
+        if self.format == "raw":
+            found = status.st_size
+        else:
+            size = -(-size // qemu_img.SECTOR) * qemu_img.SECTOR
+            try:
+                await qemu_img.repair(path)
+                found = (await qemu_img.info(path, format_="qcow2")).virtual_size
+            except qemu_img.ImageError as error:
+                if qemu_img.is_locked(error):
+                    raise TargetError(error.message, hint="who has it open? lsof") from error
+                return error.message
+        return None if found == size else f"‘{path}’ has {found} bytes, not {size}"
+
+    async def serve_again(
+        self, v2vdir: V2VDir, finals: Sequence[Path], disks: Sequence[SourceDisk], servers: Servers
+    ) -> None:
+        """Serve what setup made, which has no :meth:`problem`; data may be in it."""
+        for disk, record in zip(disks, made_disks(v2vdir, finals), strict=True):
+            socket = v2vdir.target_socket(disk.index)
+            command = await self._server(Path(record.temporary), socket)
+            log = v2vdir.log("output", disk.index)
+            await servers.start(f"out{disk.index}", command, log=log)
+        exports = [self._export(disk) for disk in disks]
+        v2vdir.update(
+            targets=[each.model_copy(update={"is_known_zero": False}) for each in exports]
+        )
+
+    def take_back(self, v2vdir: V2VDir, finals: Sequence[Path]) -> None:
+        """Undo what a process did that was killed in :meth:`publish`; ``finals``: the disks'.
+
+        The documents are removed: they are written anew.
+
+        Raises:
+            TargetError: a file can't be renamed.
+        """
+        files.unpublish(v2vdir, self._acting)
+        outputs = v2vdir.state.outputs
+        disks = {str(final) for final in finals}
+        with self._acting():
+            files.remove_temporary([each for each in outputs if each.final not in disks])
+        v2vdir.update(outputs=[each for each in outputs if each.final in disks])
 
     async def publish(
         self,
         v2vdir: V2VDir,
         finals: Sequence[Path],
         documents: Sequence[Document],
+        *,
+        is_last: bool = True,
     ) -> None:
         """Write the documents, have everything on the disk, then give all files their names.
+
+        ``is_last``: the guest is made by that.
 
         Raises:
             TargetError: nothing has got its name.
@@ -176,12 +256,17 @@ class FileDisks:
                 self._write(temporary, document)
             except OSError as error:
                 raise files.target_error("write", temporary, error) from error
+            files.identify(v2vdir, temporary)
             made.append(record)
         for file in made:
             await files.sync(Path(file.temporary))
         # No await from here on, so that no cancellation comes between two of the renames.
-        files.publish(v2vdir, made)
+        files.publish(v2vdir, made, is_last=is_last)
         self._close(v2vdir)
+
+    def _acting(self) -> AbstractContextManager[None]:
+        """Be who may rename and remove the files."""
+        return nullcontext()
 
     def _make_file(self, path: Path) -> None:
         """Make the empty file of a disk."""

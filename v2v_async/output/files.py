@@ -10,7 +10,8 @@
 
 A file of the user's is therefore untouched until the new guest is whole. Whoever removes what a
 dead run left only removes ``.partial`` and ``.previous`` names of ``state.json``; a final name
-never: when the run died in the middle of renaming, whole disks of the new guest have it.
+never: when the run died in the middle of renaming, whole disks of the new guest have it. Whoever
+goes on from there takes all names back first (:func:`unpublish`).
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from __future__ import annotations
 import errno
 import os
 import secrets
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 
 import anyio
@@ -95,10 +96,12 @@ async def sync(path: Path) -> None:
         raise target_error("write", path, error) from error
 
 
-def publish(v2vdir: V2VDir, files: Sequence[OutputFile]) -> None:
+def publish(v2vdir: V2VDir, files: Sequence[OutputFile], *, is_last: bool = False) -> None:
     """Rename each temporary file to its final name, all or none.
 
-    Blocks for a moment. There is no point at which a cancellation could come in between.
+    ``is_last``: the target guest is made by it, which ``state.json`` says from then on; until it
+    does, a process that was killed can be undone. Blocks for a moment. There is no point at which a
+    cancellation could come in between.
 
     Raises:
         TargetError: one of them failed. The earlier files are where they were, ours are gone.
@@ -106,10 +109,18 @@ def publish(v2vdir: V2VDir, files: Sequence[OutputFile]) -> None:
     noted = {_previous_name(file) for file in files}
     previous = _link_previous(v2vdir, files)
     renamed: list[OutputFile] = []
+    is_half_done = False
     try:
         for file in files:
             os.rename(file.temporary, file.final)
             renamed.append(file)
+        for directory in {Path(file.final).parent for file in files}:
+            # Not every file system can: then it has its own ideas of what is safe.
+            with suppress(OSError):
+                _sync(directory)
+        if is_last:
+            v2vdir.update(is_finalized=True)
+        is_half_done = not is_last
     except OSError as error:
         for file in reversed(renamed):
             with suppress(OSError):
@@ -117,16 +128,61 @@ def publish(v2vdir: V2VDir, files: Sequence[OutputFile]) -> None:
                     os.rename(previous[file.final], file.final)
                 else:
                     os.unlink(file.final)
-        raise target_error("rename", Path(files[len(renamed)].final), error) from error
+        failed = [*files[len(renamed) :], files[-1]][0]
+        raise target_error("rename", Path(failed.final), error) from error
     finally:
         for path in previous.values():
             with suppress(OSError):
                 os.unlink(path)
-        v2vdir.update(files=[f for f in v2vdir.state.files if f not in noted])
-    for directory in {Path(file.final).parent for file in files}:
-        # Not every file system can: then it has its own ideas of what is safe.
+        left = [name for name in v2vdir.state.files if name not in noted]
+        v2vdir.update(files=left, is_publishing=is_half_done)
+
+
+def remove_previous(v2vdir: V2VDir) -> None:
+    """Remove what the earlier files were kept under, now that the new ones have their names."""
+    names = {_previous_name(file) for file in v2vdir.state.outputs}
+    for name in names.intersection(v2vdir.state.files):
         with suppress(OSError):
-            _sync(directory)
+            os.unlink(name)
+
+
+def identify(v2vdir: V2VDir, temporary: Path) -> None:
+    """Note which file that is, so that it is known again under its final name."""
+    inode = temporary.lstat().st_ino
+    name = str(temporary)
+    v2vdir.update(
+        outputs=[
+            each.model_copy(update={"inode": inode}) if each.temporary == name else each
+            for each in v2vdir.state.outputs
+        ]
+    )
+
+
+def unpublish(
+    v2vdir: V2VDir, acting: Callable[[], AbstractContextManager[None]] = nullcontext
+) -> None:
+    """Undo what a process did that was killed in :func:`publish`: all or nothing again.
+
+    New files get their temporary names back, earlier ones their own. Does nothing where nobody was
+    killed there. May be killed itself, and repeated. Files are renamed within ``acting``.
+
+    Raises:
+        TargetError: a file can't be renamed.
+    """
+    if not v2vdir.state.is_publishing:
+        return
+    outputs = v2vdir.state.outputs
+    for file in reversed(outputs):
+        try:
+            with acting():
+                if not os.path.lexists(file.temporary) and _is_at(file, file.final):
+                    os.rename(file.final, file.temporary)
+                _put_back(file)
+        except OSError as error:
+            raise target_error("take the name back from", Path(file.final), error) from error
+    noted = {_previous_name(file) for file in outputs}
+    left = [name for name in v2vdir.state.files if name not in noted]
+    v2vdir.update(files=left, is_publishing=False)
 
 
 def free_space(directory: Path) -> int:
@@ -159,11 +215,29 @@ def _previous_name(file: OutputFile) -> str:
     return file.temporary.removesuffix(".partial") + ".previous"
 
 
+def _is_at(file: OutputFile, name: str) -> bool:
+    try:
+        return os.lstat(name).st_ino == file.inode
+    except FileNotFoundError:
+        return False
+
+
+def _put_back(file: OutputFile) -> None:
+    """Give the earlier file of that name, if there was one, its name back."""
+    previous = _previous_name(file)
+    if not os.path.lexists(previous):
+        return
+    if not os.path.lexists(file.final):
+        os.rename(previous, file.final)
+    elif os.path.samestat(os.lstat(previous), os.lstat(file.final)):
+        os.unlink(previous)
+    # Else somebody has made another in its place: both are theirs.
+
+
 def _link_previous(v2vdir: V2VDir, files: Sequence[OutputFile]) -> dict[str, str]:
     """Give each file that will be replaced a second name; where that can't be, go without."""
     names = {file.final: _previous_name(file) for file in files if os.path.lexists(file.final)}
-    if names:
-        v2vdir.update(files=[*v2vdir.state.files, *names.values()])
+    v2vdir.update(files=[*v2vdir.state.files, *names.values()], is_publishing=True)
     linked = {}
     for final, name in names.items():
         with suppress(OSError):

@@ -110,6 +110,8 @@ class JsonOutput(DirectoryOutput):
     async def abandon(self, v2vdir: V2VDir, reporter: Reporter) -> None:
         """Remove the disks, then the folders, inner ones first."""
         await super().abandon(v2vdir, reporter)
+        if v2vdir.state.is_finalized:
+            return
         for made in reversed(_made_folders(v2vdir)):
             try:
                 os.rmdir(made.name)

@@ -33,7 +33,7 @@ from v2v_async.libvirt_connection import is_remote
 from v2v_async.model import SourceGuest, TargetGuest
 from v2v_async.options import OutputOptions
 from v2v_async.output import files
-from v2v_async.output.contract import Output
+from v2v_async.output.contract import Output, refuse_finalized, reported
 from v2v_async.output.domain_xml import TargetDisk, domain_xml
 from v2v_async.output.file_disks import COMPRESSED_HELP, FileDisks, check_name
 from v2v_async.output.libvirt_calls import FoundPool, TargetConnection, connected
@@ -164,6 +164,32 @@ class LibvirtOutput(Output):
         paths = found.disks.disk_paths(len(source.disks), name)
         await found.disks.setup(v2vdir, paths, source.disks, servers)
 
+    async def reopen(
+        self, v2vdir: V2VDir, source: SourceGuest, name: str, servers: Servers, reporter: Reporter
+    ) -> bool:
+        """Serve the disks again under their hidden names; there is no guest yet, or not any more.
+
+        Raises:
+            TargetError: the host can't be reached, or would not undefine it.
+        """
+        refuse_finalized(v2vdir)
+        async with self._found() as found:
+            for made in v2vdir.state.objects:
+                if made.kind == _GUEST:
+                    await found.connection.undefine(made.name)
+                    v2vdir.forget_object(made)
+        disks = found.disks
+        paths = disks.disk_paths(len(source.disks), name)
+        disks.take_back(v2vdir, paths)
+        kept = [made for made in v2vdir.state.objects if made.kind != _DISK]
+        v2vdir.update(objects=kept)
+        problem = await disks.problem(v2vdir, paths, source.disks)
+        if problem is not None:
+            reporter.warning(f"the disks are made and copied anew: {problem}")
+            return await self.start_over(v2vdir, source, name, servers, reporter)
+        await disks.serve_again(v2vdir, paths, source.disks, servers)
+        return True
+
     async def finalize(self, v2vdir: V2VDir, target: TargetGuest, reporter: Reporter) -> None:
         """Give the disks their names and define the guest: both, or nothing is left."""
         async with self._found() as found:
@@ -191,7 +217,7 @@ class LibvirtOutput(Output):
             )
             v2vdir.update(objects=[*v2vdir.state.objects, *made])
             try:
-                await found.disks.publish(v2vdir, paths, [])
+                await found.disks.publish(v2vdir, paths, [], is_last=False)
                 # libvirt goes on with a call that was given up: we have to know how it ended.
                 with anyio.CancelScope(shield=True):
                     await self._refresh(found, reporter)
@@ -208,10 +234,14 @@ class LibvirtOutput(Output):
                     )
                 raise
             remaining = [each for each in v2vdir.state.objects if each not in made]
-            v2vdir.update(objects=remaining)
+            v2vdir.update(objects=remaining, is_finalized=True)
 
     async def abandon(self, v2vdir: V2VDir, reporter: Reporter) -> None:
         """Undefine the guest and remove the disks that this run made."""
+        if v2vdir.state.is_finalized:
+            return
+        with reported(reporter):
+            files.unpublish(v2vdir)
         state = v2vdir.state
         # Noted before they get their names; a file of that name is not ours until then.
         hidden = {file.final for file in state.outputs if os.path.lexists(file.temporary)}

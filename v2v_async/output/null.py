@@ -48,8 +48,11 @@ class NullOutput(Output):
             targets=[TargetExport(index=disk.index, is_known_zero=True) for disk in source.disks]
         )
 
+    # reopen is what every output has: nothing is held, so that all is copied again.
+
     async def finalize(self, v2vdir: V2VDir, target: TargetGuest, reporter: Reporter) -> None:
-        """Do nothing: there is no guest to make."""
+        """There is no guest to make."""
+        v2vdir.update(is_finalized=True)
 
     async def abandon(self, v2vdir: V2VDir, reporter: Reporter) -> None:
         """Do nothing: nothing was made."""

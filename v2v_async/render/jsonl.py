@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from v2v_async.events import Event
@@ -31,12 +30,7 @@ class JsonLines:
             self._fd = os.open(self._target, flags, 0o666)
         return self
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._fd is not None:
             fd, self._fd = self._fd, None
             os.close(fd)

@@ -17,7 +17,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from datetime import datetime
-from types import TracebackType
 from typing import Literal, Self
 
 from v2v_async.events import Event
@@ -58,12 +57,7 @@ class Machine:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Targets belong to the edge."""
 
     def __call__(self, event: Event) -> None:

@@ -10,13 +10,12 @@ No cursor movement, no carriage return; colours only where they were asked for.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from types import TracebackType
-from typing import Self
+from dataclasses import dataclass, field
 
 from v2v_async.events import Event
+from v2v_async.render.plain_lines import PlainLines
 from v2v_async.render.state import RunState, Work
-from v2v_async.render.text import STARTS, clean_lines, lasted, moved, place
+from v2v_async.render.text import STARTS, lasted, moved, place
 from v2v_async.units import format_duration, format_size
 
 # A line for every 10 % of a disk at most once a second; a slow disk still shows life every 10 s.
@@ -24,52 +23,24 @@ _STEP = 0.10
 _SHORTEST_S = 1.0
 _LONGEST_S = 10.0
 
-_COLOURS = {"warning": "33", "failed": "31", "cancelled": "31", "finished": "32"}
 
+@dataclass(eq=False)
+class Plain(PlainLines):
+    """Write what happens to one guest, and how far its disks are."""
 
-class Plain:
-    """Write lines through ``write``; warnings through ``write_warning`` (stderr, as virt-v2v)."""
-
-    name = "screen"
-
-    def __init__(
-        self,
-        write: Callable[[str], object],
-        write_warning: Callable[[str], object] | None = None,
-        *,
-        prog: str = "v2v-async",
-        quiet: bool = False,
-        verbose: bool = False,
-        colours: bool = False,
-        show_progress: bool = True,
-    ) -> None:
-        self._write = write
-        self._write_warning = write_warning or write
-        self._prog = prog
-        self._quiet = quiet
-        self._verbose = verbose
-        self._colours = colours
-        self._show_progress = show_progress
-        self._state = RunState()
-        self._shown: dict[tuple[str, int], tuple[float, float, str]] = {}
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        """The streams belong to the edge."""
+    codes = {"warning": "33", "failed": "31", "cancelled": "31", "finished": "32"}
+    show_progress: bool = field(default=True, kw_only=True)
+    _state: RunState = field(init=False, default_factory=RunState)
+    _shown: dict[tuple[str, int], tuple[float, float, str]] = field(
+        init=False, default_factory=dict
+    )
 
     def __call__(self, event: Event) -> None:
         self._state.apply(event)
         if event.type == "warning":
             self._warning(event)
             return
-        if self._quiet:
+        if self.quiet:
             return
         if event.type in ("progress", "verifying"):
             self._progress(event)
@@ -93,7 +64,7 @@ class Plain:
         if event.type == "retrying":
             return f"{where}: trying again" + (f": {event.text}" if event.text else "")
         if event.type == "debug":
-            if not self._verbose:
+            if not self.verbose:
                 return None
             return f"{where}: {event.text}" if where else event.text
         if event.type in ("finished", "failed", "cancelled"):
@@ -117,7 +88,7 @@ class Plain:
         return f"{where or 'run'} {event.type}{after}"
 
     def _progress(self, event: Event) -> None:
-        if not self._show_progress or event.disk is None:
+        if not self.show_progress or event.disk is None:
             return
         key = (event.guest or "", event.disk)
         disk = self._state.disks.get(key)
@@ -137,24 +108,11 @@ class Plain:
             self._lines(event, f"{where}: {describe_progress(work)}")
 
     def _lines(self, event: Event, text: str) -> None:
-        first, *rest = clean_lines(text)
-        prefix = f"[{self._state.elapsed(event.time):6.1f}] "
-        self._write(self._colour(event.type, prefix + first) + "\n")
-        for line in rest:
-            self._write(" " * len(prefix) + line + "\n")
+        self.say(self._state.elapsed(event.time), event.type, text)
 
     def _warning(self, event: Event) -> None:
         where = place(event, with_guest=len(self._state.guests) > 1)
-        text = f"{where}: {event.text}" if where else str(event.text)
-        first, *rest = clean_lines(text)
-        line = f"{self._prog}: warning: {first}"
-        self._write_warning(self._colour("warning", line) + "\n")
-        for line in rest:
-            self._write_warning("  " + line + "\n")
-
-    def _colour(self, type_: str, text: str) -> str:
-        code = _COLOURS.get(type_)
-        return f"\x1b[{code}m{text}\x1b[0m" if self._colours and code else text
+        self.warn(f"{where}: {event.text}" if where else str(event.text))
 
 
 def describe_progress(work: Work) -> str:

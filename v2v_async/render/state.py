@@ -20,23 +20,31 @@ _OUTCOMES: dict[str, Outcome] = {
     "cancelled": "cancelled",
 }
 _WINDOW_S = 10.0  # long enough to smooth bursts of 4 MiB requests, short enough to show a stall
+_SAMPLES = 50  # in a window: it ends within 2 % of where it should
 _NO_BYTES = Bytes()
 
 
 class Rate:
     """Bytes a second over a sliding window."""
 
-    def __init__(self) -> None:
+    def __init__(self, window_s: float = _WINDOW_S) -> None:
+        self._window_s = window_s
         self._samples: deque[tuple[float, int]] = deque()
 
     def add(self, time: float, count: int) -> None:
         """Note that ``count`` bytes in all had landed at ``time``. Older times are ignored."""
-        if self._samples and (time < self._samples[-1][0] or count < self._samples[-1][1]):
+        samples = self._samples
+        if samples and (time < samples[-1][0] or count < samples[-1][1]):
             return
-        self._samples.append((time, count))
+        # A newer sample takes the place of one just before it: hundreds of events a second, of
+        # all the disks of a batch, need no more memory than ten.
+        if len(samples) > 1 and time - samples[-2][0] < self._window_s / _SAMPLES:
+            samples[-1] = (time, count)
+        else:
+            samples.append((time, count))
         # Keep one sample from before the window, so that the window is always covered.
-        while len(self._samples) > 2 and self._samples[1][0] <= time - _WINDOW_S:
-            self._samples.popleft()
+        while len(samples) > 2 and samples[1][0] <= time - self._window_s:
+            samples.popleft()
 
     def at(self, now: float) -> float | None:
         """Return bytes a second at ``now``; None until there is something to tell it from."""

@@ -38,6 +38,7 @@ from v2v_async.input.overlay import (
     OVERLAY_HELP,
     OverlayKind,
     choose,
+    is_kept,
     overlay_option,
     serve_overlays,
 )
@@ -161,13 +162,14 @@ class DomainInput(Input):
         """See :class:`Input`."""
         source = await self.describe()
         assert self._domain is not None
+        converted = [i for i in range(1, len(self._checked) + 1) if is_kept(v2vdir, i)]
         sizes = await serve_overlays(
             [disk.source for disk in self._checked], self._overlay, v2vdir, servers
         )
         checksums = [
             Checksum(index, disk.checksum[0], disk.checksum[1], disk.checksum_fail)
             for index, disk in enumerate(self._domain.disks, 1)
-            if disk.checksum is not None
+            if disk.checksum is not None and index not in converted
         ]
         await verify_checksums(checksums, v2vdir, reporter)
         return with_sizes(source, sizes)

@@ -41,6 +41,7 @@ from v2v_async.input.overlay import (
     OVERLAY_HELP,
     OverlayKind,
     choose,
+    is_kept,
     overlay_option,
     serve_overlays,
 )
@@ -181,13 +182,19 @@ class OvaInput(Input):
         return list(enumerate(self._disks, 1))
 
     async def setup(self, v2vdir: V2VDir, servers: Servers, reporter: Reporter) -> SourceGuest:
-        """See :class:`Input`. The manifest's checksums are compared first."""
+        """See :class:`Input`. The manifest's checksums are compared first.
+
+        Overlays that are kept lie over what was unpacked then, which is taken again.
+        """
         archive = self._archive
         assert archive is not None, "check() comes first"
         source = await self.describe()
-        folders = [v2vdir.path / f"ova-{index}" for index, _ in self._each()]
+        new = [index for index, _ in self._each() if not is_kept(v2vdir, index)]
+        folders = [_folder(v2vdir, index) for index in new]
+        for folder in folders:
+            shutil.rmtree(folder, ignore_errors=True)  # of a process that was killed
         try:
-            checked = await self._prepare(archive, folders, v2vdir, reporter)
+            checked = await self._prepare(archive, new, v2vdir, reporter)
             sizes = await serve_overlays(
                 [disk.source for disk in checked], self._overlay, v2vdir, servers
             )
@@ -198,9 +205,9 @@ class OvaInput(Input):
         return with_sizes(source, sizes)
 
     async def _prepare(
-        self, archive: Archive, folders: list[Path], v2vdir: V2VDir, reporter: Reporter
+        self, archive: Archive, new: list[int], v2vdir: V2VDir, reporter: Reporter
     ) -> list[CheckedDisk]:
-        """Compare checksums, unpack, and return what is to be served."""
+        """Compare checksums, unpack the ``new`` disks, and return what is to be served."""
         unpackings: dict[str, Unpacking] = {}
         for index, disk in self._each():
             if not disk.unpacked_size:
@@ -210,25 +217,29 @@ class OvaInput(Input):
                     raise SourceError(f"the file ‘{member.name}’ is of two disks of the OVF")
                 # A descriptor and what it names lie in one folder, so their names differ.
                 unpackings[member.name] = Unpacking(
-                    folders[index - 1] / posixpath.basename(member.name),
+                    _folder(v2vdir, index) / posixpath.basename(member.name),
                     disk.is_gzip and position == 0,
                 )
-        needed = sum(disk.unpacked_size for disk in self._disks)
+        needed = sum(disk.unpacked_size for index, disk in self._each() if index in new)
+        left = {
+            name: unpacking
+            for name, unpacking in unpackings.items()
+            if unpacking.path.parent in {_folder(v2vdir, index) for index in new}
+        }
+        checksums = self._checksums if new else {}
         if needed:
             check_room(needed, _room(v2vdir.path), archive.shown)
-            reporter.message(f"unpacking {_files(len(unpackings))} of ‘{archive.shown}’")
-        if self._checksums:
+            reporter.message(f"unpacking {_files(len(left))} of ‘{archive.shown}’")
+        if checksums:
             reporter.message(
-                f"checking {_files(len(self._checksums))} of ‘{archive.shown}’ against the manifest"
+                f"checking {_files(len(checksums))} of ‘{archive.shown}’ against the manifest"
             )
-        for folder in {unpacking.path.parent for unpacking in unpackings.values()}:
+        for folder in {unpacking.path.parent for unpacking in left.values()}:
             folder.mkdir(mode=0o700)
-        if unpackings or self._checksums:
+        if left or checksums:
             work = Work()
             async with _unpacked(archive):
-                await in_thread(
-                    partial(go_through, archive, self._checksums, unpackings, work), work, reporter
-                )
+                await in_thread(partial(go_through, archive, checksums, left, work), work, reporter)
         checked: list[CheckedDisk] = []
         problems: list[tuple[int, SourceError]] = []
         for index, disk in self._each():
@@ -243,6 +254,11 @@ class OvaInput(Input):
                 problems.append((index, error))
         raise_problems(problems)
         return checked
+
+
+def _folder(v2vdir: V2VDir, index: int) -> Path:
+    """Return where the files of disk ``index`` are unpacked to."""
+    return v2vdir.path / f"ova-{index}"
 
 
 def guest_name(path: Path) -> str:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import os
 import stat
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -31,7 +32,7 @@ from v2v_async.model import SourceDisk, SourceGuest, TargetGuest
 from v2v_async.openstack_cloud import Cloud, CloudError, Login, connected
 from v2v_async.options import OutputOptions
 from v2v_async.output import files
-from v2v_async.output.contract import Output
+from v2v_async.output.contract import Output, refuse_finalized
 from v2v_async.output.openstack import volumes
 from v2v_async.output.openstack.login import VISIBLE, is_on_the_command_line, parse_login
 from v2v_async.output.openstack.login_options import LOGIN_HELP, VOLUME_HELP
@@ -149,7 +150,7 @@ class OpenstackOutput(Output):
         """Make the volumes, attach them to this machine, and serve their devices."""
         names = volume_names(name, len(source.disks))
         check_name(name, names[-1][len(name) :])
-        features = await nbdkit.probe()
+        devices = []
         async with connected(self.login) as cloud:
             server = await volumes.find_server(cloud, self.place.server)
             made = []
@@ -161,21 +162,70 @@ class OpenstackOutput(Output):
                 device = await volumes.wait_for_device(volume, self.place.devices, server)
                 _check_device(device, disk)
                 reporter.message(f"disk {disk.index} is the volume {volume}, here ‘{device}’")
-                command = nbdkit.serve_target_file(
-                    features, device, v2vdir.target_socket(disk.index)
-                )
-                log = v2vdir.log("output", disk.index)
-                await servers.start(f"out{disk.index}", command, log=log)
+                devices.append(device)
+        await self._serve(v2vdir, source, devices, servers)
+
+    async def reopen(
+        self, v2vdir: V2VDir, source: SourceGuest, name: str, servers: Servers, reporter: Reporter
+    ) -> bool:
+        """Serve the volumes again, attached anew where they are not any more.
+
+        Raises:
+            V2VError: the cloud does not answer, or does not attach one.
+        """
+        refuse_finalized(v2vdir)
+        made = _made(v2vdir)
+        problem = None
+        async with connected(self.login) as cloud:
+            server = await volumes.find_server(cloud, self.place.server)
+            devices = []
+            for disk in source.disks:
+                found = await self._find(cloud, server, made.get(disk.index), disk)
+                if isinstance(found, str):
+                    problem = found
+                    break
+                devices.append(found)
+        if problem is not None:
+            reporter.warning(f"the volumes are made and copied anew: {problem}")
+            return await self.start_over(v2vdir, source, name, servers, reporter)
+        await self._serve(v2vdir, source, devices, servers)
+        return True
+
+    async def _find(
+        self, cloud: Cloud, server: volumes.Server, made: MadeObject | None, disk: SourceDisk
+    ) -> Path | str:
+        """Return the device of a volume that setup made, attached; or why that can't be had."""
+        if made is None:
+            return f"setup made no volume for disk {disk.index}"
+        status = await volumes.status_of(cloud, made.name)
+        if status in ("available", "detaching"):
+            # Detached by finalize, or about to be.
+            await volumes.wait_for(cloud, made.name, "available", ("detaching",))
+            await volumes.attach(cloud, server, made.name)
+        elif status in ("reserved", "attaching"):
+            await volumes.wait_for(cloud, made.name, "in-use", (status, "attaching"))
+        elif status != "in-use":
+            how = "is not there any more" if status is None else f"is ‘{status}’"
+            return f"the volume {made.name} of disk {disk.index} {how}"
+        device = await volumes.wait_for_device(made.name, self.place.devices, server)
+        _check_device(device, disk)
+        return device
+
+    async def _serve(
+        self, v2vdir: V2VDir, source: SourceGuest, devices: Sequence[Path], servers: Servers
+    ) -> None:
+        features = await nbdkit.probe()
+        for disk, device in zip(source.disks, devices, strict=True):
+            socket = v2vdir.target_socket(disk.index)
+            command = nbdkit.serve_target_file(features, device, socket)
+            log = v2vdir.log("output", disk.index)
+            await servers.start(f"out{disk.index}", command, log=log)
         # Not every back end gives volumes that read as zeroes.
         v2vdir.update(targets=[TargetExport(index=disk.index) for disk in source.disks])
 
     async def finalize(self, v2vdir: V2VDir, target: TargetGuest, reporter: Reporter) -> None:
         """Detach the volumes and say of each what it is: all of them, or none is left."""
-        made = {
-            int(each.kind.removeprefix(_VOLUME)): each
-            for each in v2vdir.state.objects
-            if each.kind.startswith(_VOLUME)
-        }
+        made = _made(v2vdir)
         missing = [disk.index for disk in target.source.disks if disk.index not in made]
         if missing:
             raise TargetError(
@@ -205,7 +255,8 @@ class OpenstackOutput(Output):
                 raise told from told.__cause__
             raise
         gone = list(made.values())
-        v2vdir.update(objects=[each for each in v2vdir.state.objects if each not in gone])
+        kept = [each for each in v2vdir.state.objects if each not in gone]
+        v2vdir.update(objects=kept, is_finalized=True)
         set_property = self.login.command("volume", "set", "--image-property", "PROPERTY", boot)
         for remark in remarks(target, set_property):
             reporter.warning(remark)
@@ -299,6 +350,15 @@ class OpenstackOutput(Output):
         await cloud.call(
             "block-storage", "PUT", path, body={"volume": {"description": description}}
         )
+
+
+def _made(v2vdir: V2VDir) -> dict[int, MadeObject]:
+    """Return the volumes that setup made, by disk."""
+    return {
+        int(each.kind.removeprefix(_VOLUME)): each
+        for each in v2vdir.state.objects
+        if each.kind.startswith(_VOLUME)
+    }
 
 
 async def _make_bootable(cloud: Cloud, volume: str, target: TargetGuest) -> None:

@@ -28,7 +28,7 @@ from v2v_async.model import SourceDisk, SourceGuest, TargetGuest
 from v2v_async.openstack_cloud import Cloud, CloudError, Login, connected
 from v2v_async.options import OutputOptions
 from v2v_async.output import files
-from v2v_async.output.contract import Output
+from v2v_async.output.contract import Output, refuse_finalized
 from v2v_async.output.file_disks import COMPRESSED_HELP, FileDisks, made_disks
 from v2v_async.output.openstack.login import VISIBLE, is_on_the_command_line, parse_login
 from v2v_async.output.openstack.login_options import LOGIN_HELP
@@ -163,6 +163,21 @@ class GlanceOutput(Output):
             error.hint = _ROOM
             raise
 
+    async def reopen(
+        self, v2vdir: V2VDir, source: SourceGuest, name: str, servers: Servers, reporter: Reporter
+    ) -> bool:
+        """Serve the scratch disks again; images of an upload that was cut short are deleted."""
+        refuse_finalized(v2vdir)
+        await self._delete_images(v2vdir, reporter)
+        disks = replace(self._disks, directory=v2vdir.path)
+        scratch = _scratch(v2vdir, source.disks)
+        problem = await disks.problem(v2vdir, scratch, source.disks)
+        if problem is not None:
+            reporter.warning(f"the disks are made and copied anew: {problem}")
+            return await self.start_over(v2vdir, source, name, servers, reporter)
+        await disks.serve_again(v2vdir, scratch, source.disks, servers)
+        return True
+
     async def finalize(self, v2vdir: V2VDir, target: TargetGuest, reporter: Reporter) -> None:
         """Make the images and upload the disks, all of them, or nothing is left in Glance."""
         images = self._images(v2vdir, target)
@@ -191,7 +206,8 @@ class GlanceOutput(Output):
                 told = most_telling(error)
                 raise told from told.__cause__
             raise
-        v2vdir.update(objects=[each for each in v2vdir.state.objects if each not in made])
+        kept = [each for each in v2vdir.state.objects if each not in made]
+        v2vdir.update(objects=kept, is_finalized=True)
         for image in images:
             image.scratch.unlink(missing_ok=True)
         words = ("image", "set", "--property", "PROPERTY", images[0].id)

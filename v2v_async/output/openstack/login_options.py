@@ -5,7 +5,9 @@ Pure data: the command line reads it before it knows which output it is.
 
 from __future__ import annotations
 
-SECRETS = frozenset({"os-password", "os-passcode", "os-token", "os-application-credential-secret"})
+from v2v_async.secret import VARIABLES
+
+SECRETS = frozenset(name.lower().replace("_", "-") for name in VARIABLES)
 """Those whose value nobody may see."""
 
 VERIFY = "verify-server-certificate"

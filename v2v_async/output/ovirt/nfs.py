@@ -45,6 +45,26 @@ async def mount(v2vdir: V2VDir, export: str) -> Path:
     return point
 
 
+async def mount_again(v2vdir: V2VDir, export: str) -> Path:
+    """Return where an earlier process mounted ``export``; it is mounted there, again after a boot.
+
+    Raises:
+        TargetError: it can't be.
+    """
+    point = mounted(v2vdir)
+    if point is None:
+        return await mount(v2vdir, export)
+    if not _is_mounted(point):
+        try:
+            point.mkdir(mode=0o755, exist_ok=True)
+        except OSError as error:
+            raise TargetError(
+                f"can't make ‘{point}’ to mount the export at: {error.strerror}"
+            ) from error
+        await _mount(export, point)
+    return point
+
+
 def mounted(v2vdir: V2VDir) -> Path | None:
     """Return where this run has its export mounted, None where it has not."""
     for made in v2vdir.state.objects:

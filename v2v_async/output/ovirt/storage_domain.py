@@ -22,7 +22,7 @@ from v2v_async.errors import TargetError, UsageError
 from v2v_async.events import Reporter
 from v2v_async.model import SourceGuest, TargetGuest
 from v2v_async.options import OutputOptions
-from v2v_async.output.contract import Output
+from v2v_async.output.contract import Output, refuse_finalized
 from v2v_async.output.file_disks import made_disks
 from v2v_async.output.ovirt import nfs
 from v2v_async.output.ovirt.access import probe_access
@@ -31,6 +31,7 @@ from v2v_async.output.ovirt.volumes import (
     VolumeDisks,
     finished_volume,
     make_folder,
+    remove_folders,
     remove_made,
 )
 from v2v_async.server import Servers
@@ -118,15 +119,37 @@ class RhvOutput(Output):
         disks = replace(self.disks, directory=domain.images, access=access)
         await disks.setup(v2vdir, finals, source.disks, servers)
 
+    async def reopen(
+        self, v2vdir: V2VDir, source: SourceGuest, name: str, servers: Servers, reporter: Reporter
+    ) -> bool:
+        """Serve the files again, under their hidden names; the export is mounted where it was."""
+        refuse_finalized(v2vdir)
+        directory = self._directory()
+        if nfs.is_export(self.storage):
+            directory = await nfs.mount_again(v2vdir, self.storage)
+        domain = find_domain(directory, self.storage, silent(reporter))
+        access = probe_access(domain.images, silent(reporter))
+        disks = replace(self.disks, directory=domain.images, access=access)
+        finals = _finals(v2vdir, domain)[: len(source.disks)]
+        disks.take_back(v2vdir, finals)
+        # The guest's own gets another name the next time.
+        remove_folders(v2vdir, reporter, domain.guests)
+        problem: str | None = f"setup made {len(finals)} of them"
+        if len(finals) == len(source.disks):
+            problem = await disks.problem(v2vdir, finals, source.disks)
+        if problem is not None:
+            reporter.warning(f"the disks are made and copied anew: {problem}")
+            return await self.start_over(v2vdir, source, name, servers, reporter)
+        await disks.serve_again(v2vdir, finals, source.disks, servers)
+        return True
+
     async def finalize(self, v2vdir: V2VDir, target: TargetGuest, reporter: Reporter) -> None:
         """Write the OVF and the .meta files, then give all files their names."""
         directory = nfs.mounted(v2vdir) or self._directory()
         domain = find_domain(directory, self.storage, silent(reporter))
         access = probe_access(domain.images, silent(reporter))
         disks = replace(self.disks, directory=domain.images, access=access)
-        outputs = [Path(each.final) for each in v2vdir.state.outputs]
-        finals = [final for final in outputs if final.parent.parent == domain.images]
-        finals = finals[: len(target.source.disks)]
+        finals = _finals(v2vdir, domain)[: len(target.source.disks)]
         if len(finals) < len(target.source.disks):
             raise TargetError(
                 f"setup made {len(finals)} disks in ‘{domain.images}’, and the guest has "
@@ -174,6 +197,12 @@ class RhvOutput(Output):
 
     def _check_room(self, domain: StorageDomain, source: SourceGuest, reporter: Reporter) -> None:
         replace(self.disks, directory=domain.images).check_room(source.disks, reporter)
+
+
+def _finals(v2vdir: V2VDir, domain: StorageDomain) -> list[Path]:
+    """Return what this run makes in the domain's images, the disks first."""
+    outputs = [Path(each.final) for each in v2vdir.state.outputs]
+    return [final for final in outputs if final.parent.parent == domain.images]
 
 
 def find_domain(directory: Path, storage: str, reporter: Reporter) -> StorageDomain:

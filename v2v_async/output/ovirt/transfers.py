@@ -72,7 +72,10 @@ async def make_disk(session: Session, site: Site, disk: NewDisk) -> None:
     timeout_s = PREALLOCATION_TIMEOUT_S if disk.is_preallocated else READY_TIMEOUT_S
     status = "locked"
     async for _ in waiting(timeout_s):
-        found = await session.find(f"disks/{disk.id}")
+        try:
+            found = await session.find(f"disks/{disk.id}")
+        except EngineError as error:
+            raise TargetError(error.message, hint=error.hint) from error
         if found is None:
             raise TargetError(
                 f"the engine could not make the disk ‘{disk.name}’ and removed it again",

@@ -270,6 +270,7 @@ class RhvUploadOutput(Output):
             "is_local": is_local,
         }
         path = v2vdir.path / f"transfer{disk.index}.json"
+        path.unlink(missing_ok=True)  # of a process that was killed
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
         try:
             with os.fdopen(descriptor, "w") as file:
@@ -313,7 +314,7 @@ class RhvUploadOutput(Output):
                 await self.abandon(v2vdir, reporter)
             raise
         kept = [made for made in v2vdir.state.objects if made.kind not in (DISK, TRANSFER, GUEST)]
-        v2vdir.update(objects=kept)
+        v2vdir.update(objects=kept, is_finalized=True)
         reporter.message(
             f"the guest is ‘{target.name}’ ({vm}) in the cluster ‘{self.options.cluster}’"
         )
@@ -368,6 +369,8 @@ class RhvUploadOutput(Output):
 
     async def abandon(self, v2vdir: V2VDir, reporter: Reporter) -> None:
         """Remove the guest, cancel the transfers, remove the disks that this run made."""
+        if v2vdir.state.is_finalized:
+            return
         tell_imageio(v2vdir, reporter)
         await take_back(self.options.login, v2vdir, reporter)
 

@@ -20,7 +20,7 @@ from v2v_async.errors import TargetError, UsageError
 from v2v_async.events import Reporter
 from v2v_async.model import SourceGuest, TargetGuest
 from v2v_async.options import OutputOptions
-from v2v_async.output.contract import Output
+from v2v_async.output.contract import Output, refuse_finalized
 from v2v_async.output.file_disks import made_disks
 from v2v_async.output.ovirt.access import Access, probe_access
 from v2v_async.output.ovirt.guest import check_guest, check_name, guest_documents, is_uuid, silent
@@ -140,6 +140,20 @@ class VdsmOutput(Output):
         await self.check_source(source, name, reporter)
         disks = replace(self.disks, access=self._access(reporter))
         await disks.setup(v2vdir, self.finals, source.disks, servers)
+
+    async def reopen(
+        self, v2vdir: V2VDir, source: SourceGuest, name: str, servers: Servers, reporter: Reporter
+    ) -> bool:
+        """Serve the files again, under their hidden names."""
+        refuse_finalized(v2vdir)
+        disks = replace(self.disks, access=self._access(reporter))
+        disks.take_back(v2vdir, self.finals)
+        problem = await disks.problem(v2vdir, self.finals, source.disks)
+        if problem is not None:
+            reporter.warning(f"the disks are made and copied anew: {problem}")
+            return await self.start_over(v2vdir, source, name, servers, reporter)
+        await disks.serve_again(v2vdir, self.finals, source.disks, servers)
+        return True
 
     async def finalize(self, v2vdir: V2VDir, target: TargetGuest, reporter: Reporter) -> None:
         """Write the OVF and the .meta files, then give all files their names."""

@@ -14,12 +14,14 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Iterable
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from v2v_async.errors import TargetError
 from v2v_async.events import Reporter
 from v2v_async.output import files
+from v2v_async.output.contract import reported
 from v2v_async.output.file_disks import Document, FileDisks
 from v2v_async.output.ovirt.access import Access
 from v2v_async.output.ovirt.ovf import Volume
@@ -34,6 +36,9 @@ class VolumeDisks(FileDisks):
 
     access: Access = field(default_factory=Access)
     mode: int = 0o666
+
+    def _acting(self) -> AbstractContextManager[None]:
+        return self.access.acting()
 
     def _make_file(self, path: Path) -> None:
         with self.access.acting():
@@ -92,14 +97,29 @@ def close_folders(v2vdir: V2VDir, access: Access) -> None:
 
 
 def remove_made(v2vdir: V2VDir, reporter: Reporter) -> None:
-    """Remove the files that have no final name yet, and the folders that were made for them."""
+    """Remove the files that make no whole guest yet, and the folders that were made for them.
+
+    Of a guest that is whole, nothing but what the earlier files were kept under.
+    """
+    if v2vdir.state.is_finalized:
+        files.remove_previous(v2vdir)
+        return
+    with reported(reporter):
+        _take_names_back(v2vdir)
     files.remove_temporary(v2vdir.state.outputs)
     left = [each for each in v2vdir.state.outputs if os.path.lexists(each.temporary)]
     for file in left:
         reporter.warning(
             f"‘{file.temporary}’ can't be removed; try: rm {shlex.quote(file.temporary)}"
         )
+    remove_folders(v2vdir, reporter)
+
+
+def remove_folders(v2vdir: V2VDir, reporter: Reporter, below: Path | None = None) -> None:
+    """Remove the empty folders that this run made, all or those in ``below``."""
     for made in reversed(list(_folders(v2vdir))):
+        if below is not None and Path(made.name).parent != below:
+            continue
         try:
             _remove_folder(Path(made.name))
         except FileNotFoundError:
@@ -108,6 +128,15 @@ def remove_made(v2vdir: V2VDir, reporter: Reporter) -> None:
             reporter.warning(f"‘{made.name}’ can't be removed: {error.strerror}; try: {made.undo}")
             continue
         v2vdir.forget_object(made)
+
+
+def _take_names_back(v2vdir: V2VDir) -> None:
+    try:
+        files.unpublish(v2vdir)
+    except TargetError:
+        if os.geteuid() != 0:
+            raise
+        files.unpublish(v2vdir, Access("switch").acting)
 
 
 def _remove_folder(path: Path) -> None:

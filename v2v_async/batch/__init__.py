@@ -1,0 +1,1 @@
+"""Many guests in one run, under limits that hold together."""

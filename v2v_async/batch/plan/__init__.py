@@ -1,0 +1,1 @@
+"""The plan of a batch: what a person writes, read and checked."""

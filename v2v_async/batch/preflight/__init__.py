@@ -1,0 +1,1 @@
+"""What can be known of a batch before its first byte."""

@@ -1,0 +1,1 @@
+"""What is told of a run afterwards: reports, and bundles of failures."""

@@ -1,0 +1,1 @@
+"""Which guest does what when: pure, without I/O."""

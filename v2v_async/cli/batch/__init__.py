@@ -1,0 +1,1 @@
+"""``v2v-async batch``: many guests, from a plan."""

@@ -1,0 +1,1 @@
+"""In-place conversion: on an overlay first; then what changed lands on the disks."""
