@@ -31,6 +31,7 @@ import anyio.to_thread
 
 from v2v_async import appliance
 from v2v_async.cachedir import cache_dir, file_identity, path_of, recall, remember
+from v2v_async.durable import sync
 from v2v_async.errors import DependencyError, V2VError
 from v2v_async.kvm import KvmStatus, find_kernel, find_qemu
 from v2v_async.process import run
@@ -120,8 +121,10 @@ async def _make(qemu: str, kernel: Path, made: Path) -> bool:
         if not await _starts(work / "qemu", kernel):
             return False
         _write_script(work / "qemu", qemu, kernel, made / "vmlinux")
+        for path in (work / "vmlinux", work / "qemu", work):
+            sync(path)  # half a kernel, after a loss of power, would fail each conversion
         with suppress(OSError):  # another process has just made it
-            work.rename(made)
+            os.rename(work, made)
         return os.access(made / "qemu", os.X_OK)
     except (OSError, V2VError, TimeoutError):
         return False

@@ -58,7 +58,7 @@ class Spy:
         self._thread = threading.Thread(target=self._run)
 
     def _run(self) -> None:
-        while not self._stop.wait(1):
+        while not self._stop.wait(0.1):
             self.look()
 
     def look(self) -> None:
@@ -141,12 +141,16 @@ def converted(place: Place, vcenter: VCenter, *argv: str) -> Spy:
 def test_the_spy_sees_what_it_looks_for(short_tmp: Path) -> None:
     (short_tmp / "file").write_text(f"x{PASSWORD}y")
     (short_tmp / "file").chmod(0o644)
-    waits = ["sh", "-c", "read line", "an argument"]
+    waits = ["sh", "-c", "echo started; read line", "an argument"]
     for argv, added in (([*waits, PASSWORD], {}), (waits, {"SECRET": PASSWORD})):
         spy = Spy(short_tmp)
-        with subprocess.Popen(argv, stdin=subprocess.PIPE, env={**os.environ, **added}) as child:
-            spy.look()
+        with subprocess.Popen(
+            argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ, **added}
+        ) as child:
             assert child.stdin is not None
+            assert child.stdout is not None
+            assert child.stdout.readline() == b"started\n"  # what it is called is readable now
+            spy.look()
             child.stdin.close()
         assert any("an argument" in line for line in spy.processes)
         assert spy.files == {"file": (0o644, 0o700)}

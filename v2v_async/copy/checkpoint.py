@@ -30,6 +30,7 @@ from typing import Any
 
 from v2v_async.copy.ranges import Ranges
 from v2v_async.copy.samples import Read, Sample, difference, digest, spread
+from v2v_async.durable import sync
 from v2v_async.errors import CopyError
 from v2v_async.redact import redact
 from v2v_async.units import MIB
@@ -313,7 +314,7 @@ class CheckpointFolder:
         try:
             self.path.mkdir(0o700)
             self._is_ours = True
-            _sync(self.path.absolute().parent)  # else a loss of power takes the folder away
+            sync(self.path.absolute().parent)  # else a loss of power takes the folder away
         except FileExistsError:
             pass
         self._fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -339,14 +340,6 @@ class CheckpointFolder:
             if fd >= 0:
                 os.close(fd)
         self._fd = self._lock_fd = -1
-
-
-def _sync(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def _shown(options: Mapping[str, bool | int | str | None]) -> str:

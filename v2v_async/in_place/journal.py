@@ -25,6 +25,7 @@ from typing import Literal
 
 from pydantic import ValidationError
 
+from v2v_async.durable import sync
 from v2v_async.errors import V2VError
 from v2v_async.model import Model
 from v2v_async.statedir import state_dir
@@ -85,14 +86,14 @@ class Journal:
             OSError: it can't be; nothing will land.
         """
         for disk in landing.disks:
-            _sync(self.changes(disk.index))
+            sync(self.changes(disk.index))
         new = self.path / f"{_LANDING}.new"
         new.write_text(landing.model_dump_json() + "\n")
-        _sync(new)
-        _sync(self.path)
-        _sync(self.path.parent)
+        sync(new)
+        sync(self.path)
+        sync(self.path.parent)
         new.rename(self.path / _LANDING)
-        _sync(self.path)
+        sync(self.path)
 
     def read(self) -> Landing | None:
         """Return what is to land; None where nothing was committed.
@@ -182,13 +183,5 @@ def _locked(path: Path, *, wait: bool) -> Iterator[bool]:
             yield False
         else:
             yield path.exists()  # whoever had it before may have ended well
-    finally:
-        os.close(descriptor)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
     finally:
         os.close(descriptor)

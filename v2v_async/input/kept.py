@@ -25,6 +25,7 @@ import anyio.to_thread
 from pydantic import ValidationError
 
 from v2v_async.connection import Connection, connected
+from v2v_async.durable import sync
 from v2v_async.errors import ConnectError, SourceError, V2VError
 from v2v_async.handle import BASE_ALLOCATION
 from v2v_async.input import changes
@@ -309,13 +310,5 @@ def _sync_below(folder: Path) -> None:
             # Sockets can't be opened; what is removed meanwhile is nobody's.
             if path.is_file() or path.is_dir():
                 with suppress(FileNotFoundError):
-                    _sync(path)
-    _sync(folder.parent)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+                    sync(path)
+    sync(folder.parent)

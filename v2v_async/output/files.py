@@ -26,6 +26,7 @@ from pathlib import Path
 import anyio
 import anyio.to_thread
 
+from v2v_async import durable
 from v2v_async.errors import TargetError
 from v2v_async.v2vdir import OutputFile, V2VDir
 
@@ -91,7 +92,7 @@ async def sync(path: Path) -> None:
         TargetError: a write failed, perhaps long ago.
     """
     try:
-        await anyio.to_thread.run_sync(_sync, path)
+        await anyio.to_thread.run_sync(durable.sync, path)
     except OSError as error:
         raise target_error("write", path, error) from error
 
@@ -117,7 +118,7 @@ def publish(v2vdir: V2VDir, files: Sequence[OutputFile], *, is_last: bool = Fals
         for directory in {Path(file.final).parent for file in files}:
             # Not every file system can: then it has its own ideas of what is safe.
             with suppress(OSError):
-                _sync(directory)
+                durable.sync(directory)
         if is_last:
             v2vdir.update(is_finalized=True)
         is_half_done = not is_last
@@ -244,11 +245,3 @@ def _link_previous(v2vdir: V2VDir, files: Sequence[OutputFile]) -> dict[str, str
             os.link(final, name, follow_symlinks=False)
             linked[final] = name
     return linked
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
