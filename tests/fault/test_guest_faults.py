@@ -86,8 +86,9 @@ def replay(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Have conversions replayed."""
     monkeypatch.setenv("PATH", f"{REPLAY}:{os.environ['PATH']}")
     monkeypatch.setenv("V2V_ASYNC_CACHE", str(folder / "cache"))
-    # The replay starts no appliance, so that no trial of KVM is needed either.
+    # The replay starts no appliance, so that no trial of KVM or of a kernel is needed either.
     monkeypatch.setattr("v2v_async.steps.probe_kvm", _no_kvm)
+    monkeypatch.setenv("LIBGUESTFS_HV", "qemu-system-x86_64")
 
 
 async def _no_kvm() -> object:
