@@ -73,7 +73,8 @@ class Event:
     type: str = field(metadata={"description": "one of EventType; consumers must survive others"})
     guest: str | None = None
     step: str | None = field(
-        default=None, metadata={"description": "input, convert, output, copy, finalize, cleanup"}
+        default=None,
+        metadata={"description": "input, convert, output, copy, finalize, land, cleanup"},
     )
     disk: int | None = field(default=None, metadata={"description": "1-based"})
     text: str | None = None

@@ -13,6 +13,7 @@ STARTS = {
     "output": "Making the target disks",
     "copy": "Copying the disks",
     "finalize": "Describing the target guest",
+    "land": "Writing what changed to the guest's disks",
     "cleanup": "Cleaning up",
 }
 """What a person reads when a step starts."""
