@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import select
+import signal
 import subprocess
 import sys
 import termios
@@ -16,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from v2v_async.render.keys import Keys, parse
+from v2v_async.render.terminal_mode import TerminalMode
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {**os.environ, "TERM": "xterm-256color"}
@@ -289,3 +291,23 @@ def test_without_a_keyboard_it_draws_all_the_same() -> None:
         os.close(descriptor)
     assert "… and" in received.decode()
     assert b"\x1b[?25h" in received
+
+
+def test_a_thread_that_draws_while_the_terminal_is_given_back_does_not_take_it() -> None:
+    master, slave = os.openpty()
+    try:
+        before = termios.tcgetattr(slave)
+        mode = TerminalMode(slave, slave)
+        with mode:
+            assert termios.tcgetattr(slave) != before
+            mode._restore()  # as a signal's handler does just before the end
+            assert not mode.check()
+            assert termios.tcgetattr(slave) == before
+            mode._continue(signal.SIGCONT, None)
+            assert mode.check()
+            assert termios.tcgetattr(slave) != before
+        assert not mode.check()
+        assert termios.tcgetattr(slave) == before
+    finally:
+        os.close(master)
+        os.close(slave)

@@ -45,6 +45,7 @@ class TerminalMode:
         self._on_continue = on_continue
         self._before: list[Any] | None = None
         self._is_set = False
+        self._is_given_back = False  # for good, or until the program goes on after Ctrl-Z
         self._handlers: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Self:
@@ -67,9 +68,14 @@ class TerminalMode:
         atexit.unregister(self._restore)
 
     def check(self) -> bool:
-        """Return whether the program is in the foreground; set up what is not when it is."""
+        """Return whether the program may draw; set up what is not when it may.
+
+        It may in the foreground, until it ends or is stopped. Any thread may ask.
+        """
         if not is_foreground(self._screen):
             self._is_set = False
+            return False
+        if self._is_given_back:
             return False
         if not self._is_set:
             self._set()
@@ -89,6 +95,8 @@ class TerminalMode:
         self._write(_HIDE_CURSOR)
 
     def _restore(self) -> None:
+        # First: another thread that draws now would set what is just being restored.
+        self._is_given_back = True
         if not self._is_set or not is_foreground(self._screen):
             return
         self._is_set = False
@@ -119,11 +127,12 @@ class TerminalMode:
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
         # Here it goes on, perhaps a day later.
+        self._is_given_back = False
         signal.signal(number, self._stop)
 
     def _continue(self, number: int, frame: FrameType | None) -> None:
         # The shell has set its own terminal in the meantime.
-        self._is_set = False
+        self._is_set = self._is_given_back = False
         self._on_continue()
         self.check()
 
