@@ -125,6 +125,17 @@ def test_of_a_killed_one_only_the_journal_counts(
     assert [guest["phase"] for guest in state["guests"]] == ["converted", "converted", "cancelled"]
 
 
+def test_a_killed_one_has_no_clock(
+    run: Path, supervisor: Supervisor, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    assert main(["status", "r"]) == 0
+    first, *lines = capsys.readouterr().out.splitlines()
+    assert first.startswith("r: stopped")
+    (total,) = (line for line in lines if line.startswith("r "))
+    assert "0:00" not in total
+
+
 @pytest.mark.parametrize("has_events", [False, True], ids=["no events", "events of another"])
 def test_a_supervisor_that_has_not_said_anything(
     run: Path, capsys: pytest.CaptureFixture[str], has_events: bool

@@ -108,8 +108,10 @@ class Columns:
 def total_line(state: BatchState, now: float, columns: Columns) -> Line:
     """Return the line of the whole batch."""
     name = clean(state.name or "batch")
-    elapsed = format_duration(state.elapsed(now))
-    label = fit(name, max(columns.label - len(elapsed) - 1, 1)) + " " + elapsed
+    elapsed = ""
+    if state.elapsed(now) > 0:  # what is known of a stopped run is of one moment
+        elapsed = " " + format_duration(state.elapsed(now))
+    label = fit(name, max(columns.label - len(elapsed), 1)) + elapsed
     return columns.numbered(
         (label, "bold"),
         bar(state.fraction, columns.middle),

@@ -70,7 +70,9 @@ def _show(path: Path, state: BatchState, *, is_alive: bool) -> None:
     console = Console(highlight=False)
     left = sum(guest.phase not in ENDED for guest in state.guests.values())
     console.print(Text(f"{path.name}: {_how(path, left, is_alive=is_alive)}", "bold"))
-    for line in BatchView(state).lines(time.time(), console.width, _MOST_LINES):
+    # Of a run that has stopped nothing goes on from the moment that it was looked at.
+    now = time.time() if is_alive or state.started is None else state.started
+    for line in BatchView(state).lines(now, console.width, _MOST_LINES):
         console.print(Text.assemble(*line), no_wrap=True, crop=False)
 
 
