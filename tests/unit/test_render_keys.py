@@ -108,7 +108,9 @@ if child == 0:
     os.setpgid(0, 0)
     signal.signal(signal.SIGTTOU, signal.SIG_IGN)
     os.tcsetpgrp(0, os.getpid())
-    signal.signal(signal.SIGTTOU, signal.SIG_DFL)
+    # What runs the tests may ignore some: what nohup or a script starts in the background does.
+    for number in (signal.SIGTTOU, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
     os.execv(sys.executable, [sys.executable, "-c", sys.argv[1]])
 signal.signal(signal.SIGTTOU, signal.SIG_IGN)
 while True:
