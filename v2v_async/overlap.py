@@ -185,14 +185,15 @@ class _Watch:
             early.pause(False)
 
     async def _look(self) -> None:
-        wasted = 0
-        for index, early in self._copying.disks.items():
+        disks = self._copying.disks
+        for index, early in disks.items():
             early.leave_out(await changed_so_far(self._v2vdir, index))
-            wasted += early.wasted()
-        if wasted > self._limit and not self._is_waiting:
+        wasted = sum(early.wasted() for early in disks.values())
+        has_more = not all(early.is_complete for early in disks.values())
+        if wasted > self._limit and has_more and not self._is_waiting:
             self._is_waiting = True
             self._reporter.message(
                 f"{format_size(wasted)} have been copied in vain: the copy waits for the conversion"
             )
-            for early in self._copying.disks.values():
+            for early in disks.values():
                 early.pause(True)

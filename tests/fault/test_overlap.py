@@ -6,6 +6,7 @@ The conversion is replayed (see ``replay/``), and waits until the copy is as far
 from __future__ import annotations
 
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -132,15 +133,41 @@ async def test_both_sides_are_compared_with_the_converted_disk(
 async def test_a_copy_in_vain_waits(
     place: Place, short_tmp: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Both disks have been copied when the conversion begins: then all that it changes is waste."""
+    """It is slow until it waits; what the conversion then writes has been copied by that time."""
     monkeypatch.setattr("v2v_async.overlap._LOOK_EVERY_S", 0.01)
-    story = Story(short_tmp / "go", monkeypatch, after="all")
-    options = replace(overlapped(place.options()), overlap=OverlapOptions("on", waste=0))
-    monkeypatch.setenv("V2V_REPLAY_HANGS_S", "1")  # it is looked at meanwhile
-    await convert_guest(options, Reporter(story, "t"), tmpdir=place.tmp)
-    [told] = [event.text or "" for event in story.events if "in vain" in (event.text or "")]
-    assert told.endswith("the copy waits for the conversion")
-    place.assert_nothing_left(outputs=("web-sda", "web-sdb", "web.xml"))
+    place.disks = place.disks[:1]
+    place.disks[0].write_bytes(random.Random(1).randbytes(24 * MIB))
+    place.before = place.state()
+    rate, go, end = (short_tmp / name for name in ("rate", "go", "end"))
+    rate.write_text("2MB/s")
+    monkeypatch.setenv("V2V_REPLAY_STIRS", "0")
+    monkeypatch.setenv("V2V_REPLAY_AWAITS", str(go))
+    monkeypatch.setenv("V2V_REPLAY_ENDS_AFTER", str(end))
+    landed: list[int] = []
+    waits_at: list[int] = []
+
+    def emit(event: Event) -> None:
+        if event.disk == 1 and event.bytes is not None and event.step == "copy":
+            landed.append(event.bytes.copied)
+            if event.bytes.copied >= 2 * MIB:
+                go.touch()
+        if "the copy waits for the conversion" in (event.text or ""):
+            waits_at.append(landed[-1])
+            rate.write_text("2000MB/s")
+            end.touch()
+
+    options = replace(
+        place.options(),
+        copy=CopyOptions(bandwidth_file=rate, max_connections=1),
+        overlap=OverlapOptions("on", waste=0),
+    )
+    await convert_guest(options, Reporter(emit, "t"), tmpdir=place.tmp)
+    assert len(waits_at) == 1
+    assert waits_at[0] < 24 * MIB < landed[-1]
+    wanted = bytearray(place.disks[0].read_bytes())
+    wanted[MIB : MIB + 4096] = b"converted" + bytes(4087)
+    assert (place.out / "web-sda").read_bytes() == wanted
+    place.assert_nothing_left(outputs=("web-sda", "web.xml"))
 
 
 @pytest.mark.parametrize("after", ["at once", "all"])

@@ -87,6 +87,11 @@ class Early:
             block, size = self._copy.geometry.block, self._copy.geometry.size
             self._copy.leave_out(rounded(changed, block, size))
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether all has been copied that was to be."""
+        return self._copy is not None and self._copy.is_complete
+
     def wasted(self) -> int:
         """Return how many bytes have been copied in vain, by what is known to have changed."""
         return 0 if self._copy is None else common(self._changed, self._copy.may_hold_data)
