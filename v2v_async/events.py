@@ -46,7 +46,9 @@ class Bytes:
     ``total`` is the disk's size. ``data`` is what may have to move: bytes found to hold data and
     those not examined yet, so it starts at ``total`` and falls as extents arrive. ``copied`` is
     data written, ``zero`` written as zeroes, ``skipped`` zeroes that the target had already.
-    When a disk is done, ``copied + zero + skipped + resumed == total`` and ``data == copied``.
+    When a disk is done, ``copied + zero + skipped + resumed == total + wasted`` and ``data ==
+    copied``. ``wasted`` is data that was copied while the guest was still being converted, and that
+    the conversion then changed: it had to be done again.
     """
 
     total: int = 0
@@ -56,11 +58,12 @@ class Bytes:
     copied: int = 0
     resumed: int = 0
     retried: int = 0
+    wasted: int = 0
 
     @property
     def landed(self) -> int:
         """Bytes of the disk that are right on the target now."""
-        return self.copied + self.zero + self.skipped + self.resumed
+        return self.copied + self.zero + self.skipped + self.resumed - self.wasted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,6 +6,8 @@
                              └───────────┴─────────────┴──────────┴───────────┘
                       any failure or cancellation: servers stopped, half-made outputs removed,
                       the v2v directory removed but for its logs
+
+Where it is worth it (``overlap.py``), 3 comes before 2, and 4 begins with 2.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from v2v_async.input.registry import parse_input
 from v2v_async.model import SourceGuest, TargetGuest
 from v2v_async.options import GuestOptions, InputOptions
 from v2v_async.output.registry import parse_output
+from v2v_async.overlap import convert_and_copy, decide
 from v2v_async.preflight import preflight
 from v2v_async.server import running_servers
 from v2v_async.steps import (
@@ -52,18 +55,26 @@ async def convert_guest(
     NetworkMap(options.convert.network)  # raises where two mappings contradict each other
 
     source = await preflight(source_input, output, options.output.name, tmpdir, reporter)
+    overlap = decide(options, source, output)
     mine = reporter.for_guest(source.name)
     began = time.monotonic()
     mine.emit("started", details=_summary(source))
+    overlap.tell(mine)
     try:
         async with (
             v2v_directory(tmpdir, mine, undo=output.abandon) as v2vdir,
             running_servers(v2vdir) as servers,
         ):
+            v2vdir.update(is_overlapped=overlap.is_on)
             source = await run_input(v2vdir, source_input, servers, mine)
-            target = await run_convert(v2vdir, source, options.convert, options.output.name, mine)
-            await run_output_setup(v2vdir, output, source, target.name, servers, mine)
-            await run_copy(v2vdir, source, options.copy, mine)
+            name = options.output.name
+            if overlap.is_on:
+                await run_output_setup(v2vdir, output, source, name or source.name, servers, mine)
+                target = await convert_and_copy(v2vdir, source, options, mine)
+            else:
+                target = await run_convert(v2vdir, source, options.convert, name, mine)
+                await run_output_setup(v2vdir, output, source, target.name, servers, mine)
+                await run_copy(v2vdir, source, options.copy, mine)
             await servers.stop_all()
             await run_finalize(v2vdir, output, target, mine)
     except V2VError as error:

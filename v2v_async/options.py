@@ -162,6 +162,22 @@ class CopyOptions:
     copier: Copier = "native"
 
 
+Overlap = Literal["auto", "on", "off"]
+
+
+@dataclass(frozen=True, slots=True)
+class OverlapOptions:
+    """Copying while the guest is converted (``v2v_async/overlap.py``).
+
+    The early copy waits for the end of the conversion once more than ``waste`` bytes, or
+    ``waste_percent`` of what the disks hold, have been copied in vain.
+    """
+
+    mode: Overlap = "auto"
+    waste: int | None = None
+    waste_percent: float = 20.0
+
+
 @dataclass(frozen=True, slots=True)
 class GuestOptions:
     """One guest, all six steps."""
@@ -170,3 +186,4 @@ class GuestOptions:
     convert: ConvertOptions
     output: OutputOptions
     copy: CopyOptions = field(default_factory=CopyOptions)
+    overlap: OverlapOptions = field(default_factory=OverlapOptions)

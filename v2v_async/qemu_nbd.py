@@ -22,6 +22,13 @@ def serve_image(path: Path, format_: str, socket: Path) -> ServerCommand:
     return ServerCommand("qemu-nbd", tuple(argv), socket)
 
 
+def serve_read_only(name: str, format_: str, socket: Path) -> ServerCommand:
+    """Serve an image, read-only; ``name`` may be a ``json:`` description, which has its format."""
+    format_option = [] if name.startswith("json:") else [f"--format={format_}"]
+    argv = _base(socket) + ["--read-only", *format_option, name]
+    return ServerCommand("qemu-nbd", tuple(argv), socket)
+
+
 def serve_target(path: Path, socket: Path, *, compress: bool = False) -> ServerCommand:
     """Serve a qcow2 target, writable. ``compress``: whole clusters are compressed on writing."""
     if compress:

@@ -4,6 +4,7 @@
 
     v2v.XXXXXX/            mode 0700
     ├ in1 in2 …            sockets: exports of an overlay on each source disk
+    ├ plain1 plain2 …      sockets: exports of the source disks, where they are copied early
     ├ out1 out2 …          sockets: exports of the target disks
     ├ metadata.in          SourceGuest, written by input
     ├ metadata.out         TargetGuest, written by convert
@@ -92,6 +93,8 @@ class State(Model):
     objects: list[MadeObject] = []
     files: list[str] = []
     """Files outside this directory that belong to the run and go with it."""
+    is_overlapped: bool = False
+    """The source disks are copied while they are converted: they are also served as they are."""
     is_publishing: bool = False
     """Outputs may have their final names, and the target guest is not made yet."""
     is_finalized: bool = False
@@ -199,6 +202,10 @@ class V2VDir:
     def source_socket(self, index: int) -> Path:
         """``inINDEX`` (1-based)."""
         return self.path / f"in{index}"
+
+    def plain_socket(self, index: int) -> Path:
+        """``plainINDEX`` (1-based)."""
+        return self.path / f"plain{index}"
 
     def target_socket(self, index: int) -> Path:
         """``outINDEX`` (1-based)."""

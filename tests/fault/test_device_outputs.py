@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import anyio
@@ -29,9 +30,10 @@ from tests.fault.test_guest_faults import (
 from tests.fault.test_guest_faults import place as place
 from tests.integration.servers import MIB
 from v2v_async.clean import clean
-from v2v_async.errors import ServerError, TargetError
+from v2v_async.errors import ServerError, TargetError, UsageError
 from v2v_async.events import Event, Reporter
 from v2v_async.guest import convert_guest
+from v2v_async.options import OverlapOptions
 from v2v_async.v2vdir import V2VDir
 
 pytestmark = pytest.mark.anyio
@@ -184,3 +186,13 @@ def test_a_signal_to_the_command_in_the_copy(
     assert done.returncode == 128 + number, done.stderr
     assert f"blkdiscard --force --zeroout {device_of(place)}" in done.stdout + done.stderr
     place.assert_nothing_left(outputs=("web-sda",))
+
+
+async def test_it_is_not_written_before_the_conversion_has_gone_well(
+    place: Place, backing: Path
+) -> None:
+    """A failed conversion would otherwise cost what was there."""
+    early = replace(place.options(), overlap=OverlapOptions("on"))
+    with pytest.raises(UsageError, match="is written in place, and only when the conversion"):
+        await convert_guest(early, quiet(), tmpdir=place.tmp)
+    assert list(place.tmp.iterdir()) == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from tests.conftest import require
 from v2v_async.connection import connected
 from v2v_async.errors import SourceError, UsageError
 from v2v_async.input.image import DiskSource, FileImage, Image, NbdImage, PluginImage
+from v2v_async.input.kept import changed_so_far
 from v2v_async.input.overlay import (
     CowOverlay,
     OverlayKind,
@@ -121,6 +123,48 @@ def test_what_qemu_reads_badly_has_a_cow_that_is_kept(image: Image, kind: type) 
     assert isinstance(choose("kept", DiskSource(image, "vmdk")), Qcow2Overlay)
     with pytest.raises(UsageError, match="is vmdk"):
         choose("cow", DiskSource(image, "vmdk"))
+
+
+@pytest.mark.parametrize("kind", ["raw", "odd", "part", "qcow2", "qcow2 in part", "far qcow2"])
+async def test_a_disk_is_served_as_it_is_beside_its_overlay(
+    short_tmp: Path, disk: Path, kind: str
+) -> None:
+    """Where it is to be copied early: of the same size, unchanged by what is written to it."""
+    require("nbdkit", "qemu-nbd", "qemu-img")
+    wanted = disk.read_bytes()
+    image: Image = FileImage(disk)
+    if kind == "odd":
+        wanted = wanted[:-100]
+        disk.write_bytes(wanted)
+    elif kind == "part":
+        wanted = wanted[4096:69632]
+        image = FileImage(disk, 4096, 65536)
+    elif "qcow2" in kind:
+        made = short_tmp / "disk.qcow2"
+        convert = ["qemu-img", "convert", "-f", "raw", "-O", "qcow2", str(disk), str(made)]
+        subprocess.run(convert, check=True)
+        image = FileImage(made)
+        if "part" in kind:
+            length = made.stat().st_size
+            made.write_bytes(bytes(4096) + made.read_bytes())
+            image = FileImage(made, 4096, length)
+        elif "far" in kind:
+            image = logged(made, short_tmp / "requests.log")
+    source = DiskSource(image, "qcow2" if "qcow2" in kind else "raw")
+    v2vdir = V2VDir.create(short_tmp)
+    v2vdir.update(is_overlapped=True)
+    async with running_servers(v2vdir) as servers:
+        sizes = await serve_overlays([source], None, v2vdir, servers)
+        assert sizes == [len(wanted)]
+        async with connected(str(v2vdir.source_socket(1))) as connection:
+            connection.handle.write_now(memoryview(b"changed!" * 512), 4096)
+            async with connected(str(v2vdir.plain_socket(1))) as plain:
+                assert plain.info.size == len(wanted)
+                assert plain.info.is_read_only
+                assert plain.info.can_multi_conn
+                assert plain.handle.read_now(len(wanted), 0) == wanted
+        assert await changed_so_far(v2vdir, 1) == [(4096, 4096)] or "qcow2" in kind
+    v2vdir.remove()
 
 
 async def test_all_that_is_wrong_is_told(short_tmp: Path, disk: Path) -> None:

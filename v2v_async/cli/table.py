@@ -107,6 +107,10 @@ COPY = (
     Option(("--verify",), help="read both sides again and compare", group="copy"),
     _required("--copier", metavar="NAME", help="native (default), nbdcopy or qemu-img",
               group="copy"),
+    _required("--overlap", metavar="MODE", help="copy while the guest is converted: auto (default: "
+              "large local disks), on or off", group="copy"),
+    _required("--overlap-waste", metavar="SIZE|N%", help="how much may be copied in vain before "
+              "the copy waits for the conversion; default 20%", group="copy"),
 )  # fmt: skip
 
 SCREEN = (

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from v2v_async.errors import UsageError
-from v2v_async.options import Copier, MacMapping, Mapping
-from v2v_async.units import parse_rate
+from v2v_async.options import Copier, MacMapping, Mapping, Overlap, OverlapOptions
+from v2v_async.units import parse_rate, parse_size
 
 _MAC = re.compile(r"((?:[0-9a-f]{2}:){5}[0-9a-f]{2}):(network|bridge|ip):(.*)", re.IGNORECASE)
 
@@ -179,6 +179,27 @@ def copier(text: str) -> Copier:
         if text == name:
             return name  # type: ignore[no-any-return]
     raise UsageError(f"--copier: unknown ‘{text}’", hint="write native, nbdcopy or qemu-img")
+
+
+def overlap(text: str) -> Overlap:
+    """Return what ``--overlap TEXT`` says."""
+    for name in get_args(Overlap):
+        if text == name:
+            return name  # type: ignore[no-any-return]
+    raise UsageError(f"--overlap: unknown ‘{text}’", hint="write auto, on or off")
+
+
+def waste(text: str) -> OverlapOptions:
+    """Return the options with the limit that ``--overlap-waste TEXT`` is: bytes, or ``N%``."""
+    if re.fullmatch(r"[0-9]{1,3}(\.[0-9]+)?%", text) and float(text[:-1]) <= 100:
+        return OverlapOptions(waste_percent=float(text[:-1]))
+    try:
+        return OverlapOptions(waste=parse_size(text))
+    except ValueError:
+        raise UsageError(
+            f"--overlap-waste: ‘{text}’ is neither a size nor a part of the disks",
+            hint="write for example 500M or 20%",
+        ) from None
 
 
 def option_pair(text: str) -> tuple[str, str | None]:

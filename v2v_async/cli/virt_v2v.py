@@ -32,6 +32,7 @@ from v2v_async.options import (
     Mapping,
     NetworkOptions,
     OutputOptions,
+    OverlapOptions,
 )
 from v2v_async.redact import redact
 from v2v_async.secret import Secret
@@ -170,6 +171,8 @@ _CHECKS: dict[str, Callable[[str], object]] = {
     "--bandwidth": values.rate,
     "--bandwidth-file": values.rate_file,
     "--copier": values.copier,
+    "--overlap": values.overlap,
+    "--overlap-waste": values.waste,
     "--events": values.events_target,
 }
 
@@ -346,6 +349,13 @@ def copy_options(words: Words) -> CopyOptions:
     )
 
 
+def overlap_options(words: Words) -> OverlapOptions:
+    """Return whether to copy while the guest is converted."""
+    mode, waste = words.last("--overlap"), words.last("--overlap-waste")
+    options = OverlapOptions() if waste is None else values.waste(waste)
+    return options if mode is None else replace(options, mode=values.overlap(mode))
+
+
 def guest_options(words: Words) -> GuestOptions:
     """Return everything for one guest. With --print-source the output is not looked at."""
     convert = convert_options(words)  # its mistakes are usage errors: before what is not built
@@ -353,7 +363,7 @@ def guest_options(words: Words) -> GuestOptions:
     refuse_not_built(words)
     source = input_options(words)
     output = OutputOptions() if words.has("--print-source") else output_options(words)
-    return GuestOptions(source, convert, output, copy)
+    return GuestOptions(source, convert, output, copy, overlap_options(words))
 
 
 def edge_options(words: Words) -> EdgeOptions:

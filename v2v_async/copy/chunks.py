@@ -124,6 +124,8 @@ def count_written(
         counted = disk.counted(offset + start, length)
         if not is_zero:
             chunk.copied += counted
+            if disk.wrote is not None:
+                disk.note_wrote(offset + start, counted)
             if written is not None:
                 written.offer(offset + start, view[start : start + counted])
             continue

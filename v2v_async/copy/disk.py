@@ -16,12 +16,13 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from v2v_async.copy.geometry import Geometry
 from v2v_async.copy.plan import Part, cut
+from v2v_async.copy.ranges import Ranges
 from v2v_async.copy.retrying import HINTS
 from v2v_async.errors import CopyError, NbdError, RequestError
 from v2v_async.events import Bytes
@@ -101,7 +102,7 @@ class DiskCopy:
     ``is_known_zero``: the target reads as zeroes wherever nothing was written. What the servers
     turn out not to do (``can_zero``, ``can_extents``, ``can_target_extents``; and
     ``makes_small_zeroes``, which stands for zeroes found in data) is switched off by the lane that
-    finds it out.
+    finds it out. ``parts``: only these are to be done, in order and on blocks of the target.
     """
 
     def __init__(
@@ -118,6 +119,7 @@ class DiskCopy:
         digest: DiskDigest | None = None,
         written: WrittenSamples | None = None,
         done: Iterable[tuple[int, int]] = (),
+        parts: Sequence[Part] | None = None,
         epoch: int = 0,
     ) -> None:
         self.index = index
@@ -161,7 +163,17 @@ class DiskCopy:
         self.flushes = 0
         self._todo: deque[_Range] = deque()
         self._window = geometry.chunk
-        self._fill_todo(done)
+        self.is_paused = False
+        """Lanes find nothing to do meanwhile; what they have claimed is done."""
+        self.wrote: Ranges | None = None
+        """Where data may have been written, if somebody wants to know (:meth:`note_wrote`)."""
+        self._left_out = Ranges()
+        self._unwanted = Ranges()
+        self._elsewhere = 0
+        if parts is None:
+            self._fill_todo(done)
+        else:
+            self._fill_with(parts)
 
     def _fill_todo(self, done: Iterable[tuple[int, int]]) -> None:
         """Put all of the disk to do, but for ranges (offset, length) that are ``done``."""
@@ -179,6 +191,18 @@ class DiskCopy:
         if position < geometry.size:
             self._todo.append(_Range(position, geometry.size))
 
+    def _fill_with(self, parts: Sequence[Part]) -> None:
+        """Put only ``parts`` to do."""
+        run: list[Part] = []
+        for part in parts:
+            if run and run[-1][1] != part[0]:
+                self._todo.append(_Range(run[0][0], run[-1][1], parts=run))
+                run = []
+            run.append(part)
+        if run:
+            self._todo.append(_Range(run[0][0], run[-1][1], parts=run))
+        self._elsewhere = self.geometry.size - sum(end - start for start, end, _ in parts)
+
     # What lanes call.
 
     def claim(self, size: int) -> Chunk | None:
@@ -187,9 +211,11 @@ class DiskCopy:
         It has at most ``size`` bytes where what is to be done is known; else it is a window, larger
         each time, whose extents are to be asked for (:meth:`learn`).
         """
-        if self.is_stopping:
+        if self.is_stopping or self.is_paused:
             return None
         with self._lock:
+            if self._unwanted:
+                self._drop_unwanted()
             if not self._todo:
                 return None
             found = self._todo.popleft()
@@ -205,6 +231,35 @@ class DiskCopy:
             chunk = Chunk(found.start, stop - found.start, found.is_there, parts)
             self._live.add(chunk)
             return chunk
+
+    def _drop_unwanted(self) -> None:
+        """Leave out what is unwanted at the head of what is to be done."""
+        while self._todo:
+            found = self._todo[0]
+            gaps = self._unwanted.gaps(found.start, found.end)
+            wanted = next(gaps, (found.end, 0))
+            if wanted == (found.start, found.end - found.start):
+                return
+            self._todo.popleft()
+            self._left_out.add(found.start, wanted[0] - found.start)
+            self._elsewhere += wanted[0] - found.start
+            if not wanted[1]:
+                continue
+            # Only the first range is needed now; the rest is looked at when it is claimed.
+            stop = sum(wanted)
+            head, rest = None, None
+            if found.parts is not None:
+                head, rest = cut(cut(found.parts, wanted[0])[1], stop)
+            if stop < found.end:
+                self._todo.appendleft(_Range(stop, found.end, found.is_there, rest))
+            self._todo.appendleft(_Range(wanted[0], stop, found.is_there, head))
+            return
+
+    def note_wrote(self, offset: int, length: int) -> None:
+        """Note that data may have been written there."""
+        if self.wrote is not None:
+            with self._lock:
+                self.wrote.add(offset, length)
 
     def learn(self, chunk: Chunk, parts: list[Part], size: int) -> list[Part]:
         """Note what is to be done in a chunk; return the part of it that its lane keeps.
@@ -343,6 +398,27 @@ class DiskCopy:
 
     # What the engine calls.
 
+    def leave_out(self, ranges: Iterable[tuple[int, int]]) -> None:
+        """Do not do these ranges (offset, length), on blocks of the target, from now on.
+
+        What has been claimed is done all the same: :attr:`left_out` tells what was not.
+        """
+        with self._lock:
+            for offset, length in ranges:
+                self._unwanted.add(offset, length)
+
+    @property
+    def left_out(self) -> Ranges:
+        """What :meth:`leave_out` has kept from being done so far."""
+        with self._lock:
+            return self._left_out.copy()
+
+    @property
+    def may_hold_data(self) -> Ranges:
+        """Where data may have been written so far."""
+        with self._lock:
+            return self.wrote.copy() if self.wrote is not None else Ranges()
+
     def cancel(self) -> None:
         """Ask the lanes to finish what is in flight and stop."""
         with self._lock:
@@ -383,7 +459,7 @@ class DiskCopy:
     @property
     def has_todo(self) -> bool:
         """Whether a new lane would find something to do."""
-        return bool(self._todo) and not self.is_stopping
+        return bool(self._todo) and not (self.is_stopping or self.is_paused)
 
     @property
     def is_complete(self) -> bool:
@@ -394,7 +470,8 @@ class DiskCopy:
     @property
     def remaining(self) -> int:
         """Bytes that nobody has examined yet."""
-        return max(0, self.geometry.size - self._resumed - self._sum.examined)
+        known = self._resumed + self._elsewhere + self._sum.examined
+        return max(0, self.geometry.size - known)
 
     def bytes(self) -> Bytes:
         """Return what has landed so far."""
@@ -404,7 +481,7 @@ class DiskCopy:
             for part in (self._sum, *self._live):
                 now.add(part)  # type: ignore[arg-type]  # the same five fields
             retried = self._retried
-        unknown = total - self._resumed - now.examined
+        unknown = total - self._resumed - self._elsewhere - now.examined
         return Bytes(
             total=total,
             data=max(now.data + unknown, now.copied),
@@ -417,4 +494,6 @@ class DiskCopy:
 
     def _retry(self, chunk: Chunk) -> None:
         self._retried += chunk.copied
+        if self.wrote is not None:
+            self.wrote.add(chunk.offset, chunk.length)  # of what was on its way nothing is known
         self._todo.appendleft(_Range(chunk.offset, chunk.end, chunk.is_there))

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from v2v_async.copy.endpoint import Endpoint
 from v2v_async.events import Bytes
+
+if TYPE_CHECKING:
+    from v2v_async.copy.early import Early
+    from v2v_async.copy.plan import Part
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,7 +18,8 @@ class CopyJob:
     """One disk; ``index`` is 1-based.
 
     ``is_known_zero``: nobody has written the target yet, it reads as zeroes. ``max_connections``
-    and ``request_size`` (bytes) are what the target bears, whatever a person asks for.
+    and ``request_size`` (bytes) are what the target bears, whatever a person asks for. ``parts``:
+    only these are copied. ``early``: who follows and steers it while the disk still changes.
     """
 
     index: int
@@ -22,6 +28,8 @@ class CopyJob:
     is_known_zero: bool = False
     max_connections: int | None = None
     request_size: int | None = None
+    parts: tuple[Part, ...] | None = None
+    early: Early | None = None
 
 
 @dataclass(slots=True)

@@ -132,7 +132,10 @@ async def negotiate(job: CopyJob, allotment: Allotment, memory: Memory | None) -
         digest=digest if not options.verify else None,
         written=memory.written if memory is not None else None,
         done=done,
+        parts=job.parts,
     )
+    if job.early is not None:
+        job.early.attach(copy)
     if memory is not None:
         copy.on_durable = memory.note
         copy.flush_after, copy.hold_at = unflushed

@@ -32,9 +32,9 @@ async def copy(
         CopyError: a disk failed; its targets are incomplete.
         V2VError: the output has not been set up.
     """
-    jobs = [_job(v2vdir, disk.index) for disk in source.disks]
-    with _located(v2vdir, source):
-        results = await copy_disks(jobs, reporter.tee(_DiskLog(v2vdir)), options)
+    jobs = [job_of(v2vdir, disk.index) for disk in source.disks]
+    with located(v2vdir, source):
+        results = await copy_disks(jobs, reporter.tee(DiskLog(v2vdir)), options)
     return [result.bytes for result in results]
 
 
@@ -62,17 +62,17 @@ async def copy_disk(
         CopyError: it failed.
         V2VError: the output has not been set up.
     """
-    job = _job(v2vdir, index)
+    job = job_of(v2vdir, index)
     limits = [limit for limit in (job.max_connections, connections) if limit is not None]
     job = replace(job, max_connections=min(limits, default=None))
     if options.bandwidth is not None:
         options = replace(options, bandwidth=max(1, options.bandwidth // len(source.disks)))
-    with _located(v2vdir, source):
-        result = await engine.copy(job, options, reporter.tee(_DiskLog(v2vdir)), groups=groups)
+    with located(v2vdir, source):
+        result = await engine.copy(job, options, reporter.tee(DiskLog(v2vdir)), groups=groups)
     return result.bytes
 
 
-def _job(v2vdir: V2VDir, index: int) -> CopyJob:
+def job_of(v2vdir: V2VDir, index: int) -> CopyJob:
     """Return what is to be copied for one disk.
 
     Raises:
@@ -95,7 +95,7 @@ def _job(v2vdir: V2VDir, index: int) -> CopyJob:
 
 
 @contextmanager
-def _located(v2vdir: V2VDir, source: SourceGuest) -> Iterator[None]:
+def located(v2vdir: V2VDir, source: SourceGuest) -> Iterator[None]:
     """Tell errors of a disk where its log is, and what the server of its source said."""
     try:
         yield
@@ -115,7 +115,7 @@ def _tell_of_source(error: V2VError, v2vdir: V2VDir, source: SourceGuest) -> Non
     error.hint = f"the server of its source, ‘{disk.source}’, said: {said[0]}"
 
 
-class _DiskLog:
+class DiskLog:
     """Writes what happens to each disk, but for its progress, into that disk's log."""
 
     def __init__(self, v2vdir: V2VDir) -> None:

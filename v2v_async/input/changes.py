@@ -93,6 +93,33 @@ async def read_depth(connection: Connection) -> list[Range]:
     return merged(found, size)
 
 
+async def classify(connection: Connection, changed: list[Range]) -> tuple[list[Range], list[Range]]:
+    """Return which of the ranges that have changed are data, and which are zeroes.
+
+    Raises:
+        NbdError: the server can't be asked.
+    """
+    handle = connection.handle
+    data: list[Range] = []
+    zero: list[Range] = []
+
+    def extents(offset: int, length: int) -> list[tuple[int, int]]:
+        if not connection.info.has_extents:
+            return [(length, 0)]
+        return handle.extents_now(min(length, _MOST_ZEROES), offset) or [(length, 0)]
+
+    for start, whole in changed:
+        offset, end = start, start + whole
+        while offset < end:
+            for found, flags in await anyio.to_thread.run_sync(extents, offset, end - offset):
+                length = min(found, end - offset)
+                if length == 0:
+                    break
+                (zero if flags & _ZERO else data).append((offset, length))
+                offset += length
+    return data, zero
+
+
 async def save(
     connection: Connection, changed: list[Range], path: Path
 ) -> tuple[list[Range], list[Range]]:
@@ -104,13 +131,7 @@ async def save(
     """
     handle = connection.handle
     request = min(_REQUEST, connection.info.maximum_block)
-    data: list[Range] = []
-    zero: list[Range] = []
-
-    def extents(offset: int, length: int) -> list[tuple[int, int]]:
-        if not connection.info.has_extents:
-            return [(length, 0)]
-        return handle.extents_now(min(length, _MOST_ZEROES), offset) or [(length, 0)]
+    data, zero = await classify(connection, changed)
 
     def copy(file: IO[bytes], offset: int, length: int) -> None:
         file.seek(offset)
@@ -118,20 +139,10 @@ async def save(
 
     with path.open("wb") as file:
         file.truncate(connection.info.size)
-        for start, whole in changed:
-            offset, end = start, start + whole
-            while offset < end:
-                told = await anyio.to_thread.run_sync(extents, offset, end - offset)
-                for found, flags in told:
-                    length = min(found, end - offset)
-                    if length == 0:
-                        break
-                    (zero if flags & _ZERO else data).append((offset, length))
-                    if not flags & _ZERO:
-                        for at in range(offset, offset + length, request):
-                            part = min(request, offset + length - at)
-                            await anyio.to_thread.run_sync(partial(copy, file, at, part))
-                    offset += length
+        for offset, length in data:
+            for at in range(offset, offset + length, request):
+                part = min(request, offset + length - at)
+                await anyio.to_thread.run_sync(partial(copy, file, at, part))
     return data, zero
 
 

@@ -16,7 +16,8 @@ at the same offsets, and is sparse. :func:`restore` writes it over a fresh overl
 from __future__ import annotations
 
 import os
-from contextlib import suppress
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Literal
 
@@ -29,7 +30,15 @@ from v2v_async.durable import sync
 from v2v_async.errors import ConnectError, SourceError, V2VError
 from v2v_async.handle import BASE_ALLOCATION
 from v2v_async.input import changes
-from v2v_async.input.changes import ALLOCATION_DEPTH, Range, read_changes, read_depth, save
+from v2v_async.input.changes import (
+    ALLOCATION_DEPTH,
+    Range,
+    classify,
+    merged,
+    read_changes,
+    read_depth,
+    save,
+)
 from v2v_async.input.image import DiskSource, FileImage
 from v2v_async.model import Model
 from v2v_async.redact import redact
@@ -203,6 +212,38 @@ async def save_changes(v2vdir: V2VDir, index: int, path: Path) -> tuple[list[Ran
         V2VError: the overlay is of the kind that does not tell, or can't be read.
         OSError: ``path`` can't be written.
     """
+    async with _changed(v2vdir, index) as (connection, changed):
+        return await save(connection, changed, path)
+
+
+async def changed_so_far(v2vdir: V2VDir, index: int) -> list[Range]:
+    """Return what has been written to the overlay of disk ``index``; somebody may go on writing.
+
+    Raises:
+        V2VError: the overlay is of the kind that does not tell, or can't be read.
+    """
+    async with _changed(v2vdir, index) as (_, changed):
+        return changed
+
+
+async def classify_changes(
+    v2vdir: V2VDir, index: int, also: Iterable[Range] = ()
+) -> tuple[list[Range], list[Range]]:
+    """Return where disk ``index`` has other data now, and where it has become zeroes.
+
+    Its overlay is served and nobody writes to it any more. Ranges that are told ``also`` count as
+    changed, whatever they are.
+
+    Raises:
+        V2VError: the overlay is of the kind that does not tell, or can't be read.
+    """
+    async with _changed(v2vdir, index) as (connection, changed):
+        return await classify(connection, merged([*changed, *also], connection.info.size))
+
+
+@asynccontextmanager
+async def _changed(v2vdir: V2VDir, index: int) -> AsyncIterator[tuple[Connection, list[Range]]]:
+    """Have a connection to an overlay, and what has been written to it."""
     record = _read(v2vdir, index)
     if record is None:
         raise _goes_with_its_server(index)
@@ -214,7 +255,7 @@ async def save_changes(v2vdir: V2VDir, index: int, path: Path) -> tuple[list[Ran
                 changed = await _noted(connection, log_path(v2vdir, index), record.size)
             else:
                 changed = await read_depth(connection)
-            return await save(connection, changed, path)
+            yield connection, changed
     except ConnectError as error:
         raise _not_served(index, error) from error
 

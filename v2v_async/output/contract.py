@@ -59,6 +59,13 @@ class Output(ABC):
             TargetError, UsageError: this guest can't be made there.
         """
 
+    def why_not_early(self, source: SourceGuest, name: str) -> str | None:
+        """Return why disks must not be written before the conversion is done; None: they may.
+
+        It is for people, and goes on a sentence. Asked after :meth:`check_source`.
+        """
+        return None
+
     @abstractmethod
     async def setup(
         self, v2vdir: V2VDir, source: SourceGuest, name: str, servers: Servers, reporter: Reporter

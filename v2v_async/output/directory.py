@@ -82,6 +82,15 @@ class DirectoryOutput(Output):
         self.disks.check_finals([*new, self.document_path(name)], source.disks)
         self.check_room(new, reporter)
 
+    def why_not_early(self, source: SourceGuest, name: str) -> str | None:
+        """What is there already keeps what it has until the guest is converted."""
+        _, there = self._places(source, name)
+        if there:
+            return (
+                f"‘{there[0].path}’ is written in place, and only when the conversion has gone well"
+            )
+        return None
+
     def check_room(self, disks: Mapping[Path, SourceDisk], reporter: Reporter) -> None:
         """Check that there is room for these disks.
 

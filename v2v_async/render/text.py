@@ -67,6 +67,8 @@ def moved(b: Bytes, duration_s: float | None) -> str:
         text += f", {format_size(b.resumed)} there already"
     if b.retried:
         text += f", {format_size(b.retried)} copied again"
+    if b.wasted:
+        text += f", {format_size(b.wasted)} copied in vain"
     if duration_s is not None:
         text += f", in {lasted(duration_s)}"
         if duration_s >= 0.1 and b.copied:

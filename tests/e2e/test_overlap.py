@@ -1,0 +1,43 @@
+"""A real conversion of a guest that is copied meanwhile: the disks are those of one that waits."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.test_convert import Place
+from tests.integration.servers import digest
+
+pytestmark = [pytest.mark.appliance, pytest.mark.usefixtures("converting_once")]
+
+
+@pytest.mark.parametrize("format_", ["raw", "qcow2"])
+def test_the_phony_guest(short_tmp: Path, phony_guest: Path, format_: str) -> None:
+    place = Place(short_tmp)
+    disk = phony_guest / "system.img"
+    before = digest(disk)
+    if format_ == "qcow2":
+        disk = short_tmp / "system.qcow2"
+        image = ["qemu-img", "convert", "-f", "raw", "-O", "qcow2"]
+        subprocess.run([*image, str(phony_guest / "system.img"), str(disk)], check=True)
+    given = ["-i", "disk", str(disk), "-o", "local", "-os", str(place.out)]
+    waits = place.run(*given, "-on", "waits", "--overlap=off")
+    assert waits.returncode == 0, waits.stderr
+    events = short_tmp / "events"
+    made = place.run(
+        *given, "-on", "made", "--overlap=on", "--verify", f"--events={events}", "-of", "qcow2"
+    )
+    assert made.returncode == 0, made.stderr
+
+    assert digest(phony_guest / "system.img") == before
+    assert digest(place.out / "made-sda", "qcow2") == digest(place.out / "waits-sda")
+    told = [json.loads(line) for line in events.read_text().splitlines()]
+    steps = [each["step"] for each in told if each["type"] == "started" and "step" in each]
+    assert steps[:2] == ["input", "output"]
+    [end] = [each["bytes"] for each in told if each["type"] == "finished" and "disk" in each]
+    landed = end["copied"] + end["zero"] + end["skipped"] + end["resumed"]
+    assert landed == end["total"] + end["wasted"]
+    place.assert_nothing_left("waits-sda", "waits.xml", "made-sda", "made.xml")
