@@ -22,6 +22,13 @@ def serve_image(path: Path, format_: str, socket: Path) -> ServerCommand:
     return ServerCommand("qemu-nbd", tuple(argv), socket)
 
 
+def serve_bitmap(path: Path, format_: str, socket: Path, bitmap: str | None) -> ServerCommand:
+    """Serve an image read-only; ``qemu:dirty-bitmap:BITMAP`` tells what is set in that bitmap."""
+    told = [] if bitmap is None else [f"--bitmap={bitmap}"]
+    argv = _base(socket) + ["--read-only", *told, f"--format={format_}", str(path)]
+    return ServerCommand("qemu-nbd", tuple(argv), socket)
+
+
 def serve_target(path: Path, socket: Path, *, compress: bool = False) -> ServerCommand:
     """Serve a qcow2 target, writable. ``compress``: whole clusters are compressed on writing."""
     if compress:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from v2v_async.copy.endpoint import Endpoint
+from v2v_async.copy.ranges import Ranges
 from v2v_async.events import Bytes
 
 
@@ -13,7 +14,8 @@ class CopyJob:
     """One disk; ``index`` is 1-based.
 
     ``is_known_zero``: nobody has written the target yet, it reads as zeroes. ``max_connections``
-    and ``request_size`` (bytes) are what the target bears, whatever a person asks for.
+    and ``request_size`` (bytes) are what the target bears, whatever a person asks for. ``only``:
+    the ranges to copy; the rest is right on the target and counts as resumed (None: all).
     """
 
     index: int
@@ -22,6 +24,7 @@ class CopyJob:
     is_known_zero: bool = False
     max_connections: int | None = None
     request_size: int | None = None
+    only: Ranges | None = None
 
 
 @dataclass(slots=True)
