@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import random
+import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,12 +13,14 @@ from typing import Any
 
 from tests import libvirtd
 from tests.integration.servers import MIB, fragmented
+from tests.waiting import wait_until
 
 NAME = "g"
+_SIZES = (16 * MIB, 6 * MIB)
 
 
 class WarmGuest:
-    """A guest of qcow2 disks. ``contents``: what its disks hold, as far as it was told to write."""
+    """A guest of two disks. ``contents``: what its disks hold, as far as it was told to write."""
 
     def __init__(
         self, folder: Path, uri: str, domain: Any, paths: list[Path], contents: list[bytearray]
@@ -64,6 +68,12 @@ class WarmGuest:
         """Turn it off as a shutdown does: qemu saves its bitmaps."""
         self.domain.destroyFlags(1)  # gracefully
 
+    def kill(self) -> None:
+        """Kill its qemu."""
+        pid = int(next((self.folder / "run").rglob(f"{NAME}.pid")).read_text())
+        os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: not self.domain.isActive(), "it is off")
+
     def checkpoints(self) -> list[str]:
         return sorted(each.getName() for each in self.domain.listAllCheckpoints(0))
 
@@ -81,24 +91,22 @@ class WarmGuest:
 
 
 @contextmanager
-def warm_guest(
-    folder: Path, *, sizes: tuple[int, ...] = (16 * MIB, 6 * MIB)
-) -> Iterator[WarmGuest]:
+def warm_guest(folder: Path, image_format: str = "qcow2") -> Iterator[WarmGuest]:
     """Have a guest, which is off, with its own libvirtd."""
     images = folder / "images"
     images.mkdir()
     paths, contents, disks = [], [], []
-    for number, size in enumerate(sizes):
+    for number, size in enumerate(_SIZES):
         plain = fragmented(folder / "plain", size, seed=number + 20)
         contents.append(bytearray(plain.read_bytes()))
-        path = images / f"disk{number}.qcow2"
-        argv = ["qemu-img", "convert", "-O", "qcow2", str(plain), str(path)]
+        path = images / f"disk{number}.{image_format}"
+        argv = ["qemu-img", "convert", "-O", image_format, str(plain), str(path)]
         subprocess.run(argv, check=True)
         plain.unlink()
         path.chmod(0o666)
         paths.append(path)
         disks.append(
-            f"<disk type='file' device='disk'><driver name='qemu' type='qcow2'/>"
+            f"<disk type='file' device='disk'><driver name='qemu' type='{image_format}'/>"
             f"<source file='{path}'/><target dev='hd{'ab'[number]}' bus='ide'/></disk>"
         )
     images.chmod(0o777)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -12,7 +10,6 @@ import pytest
 
 from tests.conftest import require
 from tests.integration.test_input_disk import content, quiet
-from tests.waiting import wait_until
 from tests.warm_guest import WarmGuest, warm_guest
 from v2v_async.copy.ranges import Ranges
 from v2v_async.errors import SourceError, V2VError
@@ -40,7 +37,7 @@ def place(short_tmp: Path) -> V2VDir:
 
 def changes(guest: WarmGuest) -> LibvirtChanges:
     disks = [
-        LibvirtDisk(number + 1, f"hd{'ab'[number]}", path, "qcow2")
+        LibvirtDisk(number + 1, f"hd{'ab'[number]}", str(path), path, "qcow2")
         for number, path in enumerate(guest.paths)
     ]
     return LibvirtChanges(guest.uri, "g", disks, PREFIX, guest.folder / "sockets")
@@ -152,9 +149,7 @@ async def test_a_qemu_that_was_killed(guest: WarmGuest, place: V2VDir) -> None:
             pass
         guest.write(0, 0, 512)
         guest.monitor('qemu-io -d ide0-0-0 "flush"')
-        pid = int(next((guest.folder / "run").rglob("g.pid")).read_text())
-        os.kill(pid, signal.SIGKILL)
-        wait_until(lambda: not guest.domain.isActive(), "it is off")
+        guest.kill()
         with pytest.raises(MarkLostError, match="has no bitmap|was not saved"):
             async with source.opened(f"{PREFIX}-1", f"{PREFIX}-2", place, servers, quiet):
                 pass

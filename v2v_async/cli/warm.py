@@ -32,8 +32,14 @@ COMMANDS = {
     "abort": "remove all that the migration made, on both sides",
 }
 
-_STATE = Option(("--state",), metavar="DIR", argument="required", once=True, files="directory",
-                help="the migration's folder: start makes it, and it goes with the last step")  # fmt: skip
+_STATE = Option(
+    ("--state",),
+    metavar="DIR",
+    argument="required",
+    once=True,
+    files="directory",
+    help="the migration's folder: start makes it, and it goes with the last step",
+)
 _START = (
     Option(("--socket-dir",), metavar="DIR", argument="required", once=True, files="directory",
            help="where the guest's qemu may make a socket; default: found out"),
@@ -169,7 +175,8 @@ def _run(command: str, words: virt_v2v.Words) -> int:
             case "cutover":
                 return await cutover.cutover(options, path, reporter)
             case _:
-                return await start.abort(path, reporter)
+                await start.abort(path, reporter)
+                return None
 
     if command == "start":
         from v2v_async.warm.start import StartOptions

@@ -147,10 +147,12 @@ async def _land_left(migration: Migration) -> None:
         return
     for disk in what.disks:
         landing.check_same(disk, journal)
-    async with running_servers(v2vdir) as servers:
-        async with step("land", v2vdir, migration.reporter) as mine:
-            await landing.serve_disks(v2vdir, what.disks, servers)
-            await landing.write(journal, what, v2vdir, mine)
+    async with (
+        running_servers(v2vdir) as servers,
+        step("land", v2vdir, migration.reporter) as mine,
+    ):
+        await landing.serve_disks(v2vdir, what.disks, servers)
+        await landing.write(journal, what, v2vdir, mine)
 
 
 async def _finalize(migration: Migration) -> TargetGuest:

@@ -25,7 +25,7 @@ from lxml import etree
 
 from v2v_async import qemu_img, qemu_nbd
 from v2v_async.copy.ranges import Ranges
-from v2v_async.errors import SourceError, V2VError
+from v2v_async.errors import GuestChangedError, SourceError, V2VError
 from v2v_async.events import Reporter
 from v2v_async.input.libvirt.domain_xml import parse_domain
 from v2v_async.input.xml_source import parse_xml
@@ -43,10 +43,14 @@ _GUEST_FOLDERS = Path("/var/lib/libvirt/qemu")
 
 @dataclass(frozen=True, slots=True)
 class LibvirtDisk:
-    """A disk: ``device`` is its name in the guest's definition (``vda``)."""
+    """A disk: ``device`` is its name in the guest's definition (``vda``).
+
+    ``location`` is how that says where it is: ``path``, or the volume of a pool.
+    """
 
     index: int
     device: str
+    location: str
     path: Path
     format: str
 
@@ -266,15 +270,18 @@ class LibvirtChanges:
             yield connection
 
     def _check_disks(self, found: FoundDomain) -> None:
-        now = [
-            (disk.device, disk.location)
-            for disk in parse_domain(found.xml, f"the guest ‘{found.name}’").disks
-        ]
-        before = [(disk.device, str(disk.path)) for disk in self._disks]
-        if [device for device, _ in now] != [device for device, _ in before]:
-            raise SourceError(
-                f"the guest ‘{self._guest}’ has other disks than when the migration began",
-                hint="begin anew: v2v-async warm abort, then start",
+        """See that the guest has the disks that it had, where they were.
+
+        Raises:
+            GuestChangedError
+        """
+        domain = parse_domain(found.xml, f"the guest ‘{found.name}’")
+        now = [(disk.device, disk.location) for disk in domain.disks]
+        if now != [(disk.device, disk.location) for disk in self._disks]:
+            told = ", ".join(f"{device}: {location}" for device, location in now)
+            raise GuestChangedError(
+                f"the guest ‘{self._guest}’ has other disks than when the migration began: {told}",
+                hint="take back what was changed; or begin anew: v2v-async warm abort, then start",
             )
 
     async def _forget(

@@ -87,7 +87,13 @@ class Migration:
         self.libvirt: LibvirtChanges | None = None
         if state.input.given.kind == "libvirt":
             disks = [
-                LibvirtDisk(disk.index, disk.device or "", Path(disk.path or ""), disk.format)
+                LibvirtDisk(
+                    disk.index,
+                    disk.device or "",
+                    disk.location,
+                    Path(disk.path or ""),
+                    disk.format,
+                )
                 for disk in state.disks
             ]
             sockets = None if state.socket_dir is None else Path(state.socket_dir)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import anyio
 
-from v2v_async.errors import UsageError
+from v2v_async.errors import UsageError, V2VError
 from v2v_async.events import Reporter
 from v2v_async.input.contract import Input
 from v2v_async.input.libvirt.domain_xml import parse_domain
@@ -110,7 +110,14 @@ async def start(options: StartOptions, path: Path, reporter: Reporter) -> WarmSt
         if method == "digests":
             migration.reporter.warning(_cost(source, has_bitmap=options.bitmap is not None))
         async with telling_guest(reporter, source.name):
-            await migration.run_pass(options.copy)
+            try:
+                await migration.run_pass(options.copy)
+            except V2VError as error:
+                error.hint = error.hint or (
+                    f"put it right, then go on: v2v-async warm sync --state {path}; or give it up: "
+                    f"v2v-async warm abort --state {path}"
+                )
+                raise
         return migration.state
 
 
@@ -218,20 +225,23 @@ def _input(options: InputOptions) -> Input:
 
 async def _disks(options: InputOptions, source: SourceGuest) -> list[WarmDisk]:
     """Return the disks as the passes need to know them."""
-    devices: list[str | None] = [None] * len(source.disks)
+    places: list[tuple[str | None, str]] = [(None, "")] * len(source.disks)
     if options.kind == "libvirt":
         async with connected(options.connection, None) as connection:
             found = await connection.domain(options.arguments[0])
-        devices = [disk.device for disk in parse_domain(found.xml, "the guest").disks]
+        places = [
+            (disk.device, disk.location) for disk in parse_domain(found.xml, "the guest").disks
+        ]
     return [
         WarmDisk(
             index=disk.index,
             format=disk.format,
             size=disk.size,
             device=device,
+            location=location,
             path=disk.files[0] if disk.files else None,
         )
-        for disk, device in zip(source.disks, devices, strict=True)
+        for disk, (device, location) in zip(source.disks, places, strict=True)
     ]
 
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,6 +37,7 @@ Method = Literal["checkpoints", "digests"]
 """How it is known what has changed: the source tells, or all of it is read and compared."""
 
 _STATE = "warm.json"
+_LOCK_TRIES, _LOCK_PAUSE_S = 10, 0.05
 
 
 class KeptInput(Model):
@@ -72,12 +74,16 @@ class KeptOutput(Model):
 
 
 class WarmDisk(Model):
-    """A disk of the source. ``device``: its name in a libvirt guest; ``path``: its local file."""
+    """A disk of the source. ``path``: its local file.
+
+    ``device`` and ``location``: its name in a libvirt guest, and where that says it is.
+    """
 
     index: int
     format: str
     size: int
     device: str | None = None
+    location: str = ""
     path: str | None = None
 
 
@@ -226,7 +232,7 @@ class WarmFolder:
         except OSError as error:
             raise V2VError(f"‘{self.path}’ can't be used: {error.strerror}") from error
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(descriptor)
         except BlockingIOError as error:
             os.close(descriptor)
             raise UsageError(
@@ -246,3 +252,19 @@ class WarmFolder:
                 return False
         except UsageError:
             return True
+
+
+def _lock(descriptor: int) -> None:
+    """Lock a file; one that only looks whether it is locked has it for a moment.
+
+    Raises:
+        BlockingIOError: somebody else has it.
+    """
+    for tries_left in reversed(range(_LOCK_TRIES)):
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if not tries_left:
+                raise
+        time.sleep(_LOCK_PAUSE_S)
