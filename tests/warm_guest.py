@@ -91,13 +91,21 @@ class WarmGuest:
 
 
 @contextmanager
-def warm_guest(folder: Path, image_format: str = "qcow2") -> Iterator[WarmGuest]:
-    """Have a guest, which is off, with its own libvirtd."""
+def warm_guest(
+    folder: Path, image_format: str = "qcow2", *, system: tuple[Path, Path] | None = None
+) -> Iterator[WarmGuest]:
+    """Have a guest, which is off, with its own libvirtd.
+
+    ``system``: a kernel and a RAM disk, which say what they do in ``folder/serial``; its disks are
+    empty then.
+    """
     images = folder / "images"
     images.mkdir()
     paths, contents, disks = [], [], []
     for number, size in enumerate(_SIZES):
         plain = fragmented(folder / "plain", size, seed=number + 20)
+        if system is not None:
+            plain.write_bytes(bytes(size))
         contents.append(bytearray(plain.read_bytes()))
         path = images / f"disk{number}.{image_format}"
         argv = ["qemu-img", "convert", "-O", image_format, str(plain), str(path)]
@@ -112,12 +120,22 @@ def warm_guest(folder: Path, image_format: str = "qcow2") -> Iterator[WarmGuest]
     images.chmod(0o777)
     (folder / "sockets").mkdir()
     (folder / "sockets").chmod(0o777)
+    booted, devices = "", ""
+    if system is not None:
+        serial = folder / "serial"
+        serial.touch()
+        serial.chmod(0o666)
+        booted = (
+            f"<kernel>{system[0]}</kernel><initrd>{system[1]}</initrd>"
+            "<cmdline>console=ttyS0 quiet panic=1</cmdline>"
+        )
+        devices = f"<serial type='file'><source path='{serial}' append='on'/></serial>"
     with libvirtd.session_libvirtd(folder) as uri, libvirtd.connection(uri) as libvirt:
         domain = libvirt.defineXML(
-            f"<domain type='qemu'><name>{NAME}</name><memory>65536</memory>"
-            "<os><type arch='x86_64' machine='pc'>hvm</type></os>"
-            f"<devices>{''.join(disks)}<controller type='usb' model='none'/>"
-            "<memballoon model='none'/></devices></domain>"
+            f"<domain type='qemu'><name>{NAME}</name><memory>196608</memory>"
+            f"<os><type arch='x86_64' machine='pc'>hvm</type>{booted}</os>"
+            f"<features><acpi/></features><devices>{''.join(disks)}{devices}"
+            "<controller type='usb' model='none'/><memballoon model='none'/></devices></domain>"
         )
         guest = WarmGuest(folder, uri, domain, paths, contents)
         del domain

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import libvirtd
 from tests.conftest import ROOT, assert_gone, program, require
 from tests.fault.test_guest_faults import REPLAY
 from tests.integration.servers import MIB
@@ -254,6 +256,8 @@ def test_a_conversion_that_fails_costs_no_second_copy(place: Place) -> None:
     """The targets are the plain copy still: the guest may even run on, and is synced again."""
     place.does("start")
     place.guest.write_here_and_there()
+    place.killed("sync", "copied")
+    place.guest.write_here_and_there()
     place.guest.stop()
     place.environment["V2V_REPLAY_FAILS"] = "1"
     failed = place.run("cutover")
@@ -294,6 +298,71 @@ def test_a_qemu_that_is_killed_between_passes(place: Place) -> None:
     place.guest.stop()
     place.does("cutover")
     place.assert_migrated()
+
+
+def test_a_guest_that_is_shut_down_in_the_middle_of_a_pass(place: Place) -> None:
+    """The pass fails, and the next one copies from its images."""
+    place.does("start")
+    place.guest.write(0, 0, 15 * MIB)
+    place.guest.write(1, 0, 5 * MIB)
+    words = place.words("sync", "--bandwidth", "1MiB/s", "--retries", "0")
+    argv = [*program("v2v-async"), *words]
+    with subprocess.Popen(
+        argv, env=place.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as running:
+        assert running.stdout is not None
+        assert any("disk 1:" in line for line in running.stdout)
+        place.guest.stop()
+        running.communicate(timeout=120)
+    assert running.returncode == 1
+    place.does("cutover")
+    place.assert_migrated()
+
+
+def test_a_pass_that_is_verified(place: Place) -> None:
+    place.does("start", "--verify")
+    place.guest.write_here_and_there()
+    assert "verif" in place.does("sync", "--verify").lower()
+    place.does("abort")
+    place.assert_nothing_left()
+
+
+def test_a_guest_that_was_changed_or_is_gone(place: Place) -> None:
+    place.does("start")
+    place.guest.stop()
+    with libvirtd.connection(place.guest.uri) as connection:
+        xml = place.guest.domain.XMLDesc(0)
+        moved = place.guest.paths[1].with_name("elsewhere.qcow2")
+        shutil.copyfile(place.guest.paths[1], moved)
+        place.guest.domain.undefineFlags(16)  # with the checkpoints
+        connection.defineXML(xml.replace("disk1.qcow2", "elsewhere.qcow2"))
+        done = place.run("sync")
+        assert done.returncode == 1
+        assert "has other disks than when the migration began" in done.stderr
+        moved.unlink()
+        connection.lookupByName("g").undefine()
+        assert "has no guest ‘g’" in place.run("sync").stderr
+        place.does("abort")
+        place.guest.domain = connection.defineXML(xml)
+    assert list(place.out.iterdir()) == []
+    place.assert_nothing_left()
+
+
+def test_what_is_refused(place: Place) -> None:
+    place.does("start")
+    again = place.run("start")
+    assert again.returncode == 2
+    assert "is not empty" in again.stderr
+    cleaned = subprocess.run(
+        [*program("v2v-async"), "clean", str(place.state)],
+        env=place.environment,
+        capture_output=True,
+        text=True,
+    )
+    assert cleaned.returncode == 2
+    assert "v2v-async warm abort" in cleaned.stderr
+    place.does("abort")
+    place.assert_nothing_left()
 
 
 def test_until_little_changes(place: Place) -> None:

@@ -12,6 +12,8 @@ STARTS = {
     "convert": "Converting the guest",
     "output": "Making the target disks",
     "copy": "Copying the disks",
+    "shutdown": "Waiting until the guest is off",
+    "land": "Writing what the conversion changed to the disks",
     "finalize": "Describing the target guest",
     "cleanup": "Cleaning up",
 }

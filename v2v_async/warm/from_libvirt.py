@@ -29,7 +29,8 @@ from v2v_async.errors import GuestChangedError, SourceError, V2VError
 from v2v_async.events import Reporter
 from v2v_async.input.libvirt.domain_xml import parse_domain
 from v2v_async.input.xml_source import parse_xml
-from v2v_async.libvirt_connection import SOURCE, FoundDomain, connected_as, is_remote
+from v2v_async.libvirt_connection import SOURCE, FoundDomain, NoGuestError, connected_as, is_remote
+from v2v_async.redact import redact
 from v2v_async.server import Servers
 from v2v_async.v2vdir import V2VDir
 from v2v_async.warm.changed import Delta, MarkLostError, Opened, dirty_ranges
@@ -99,9 +100,14 @@ class LibvirtChanges:
     async def forget(self, keep: str | None, reporter: Reporter) -> None:
         """See :class:`ChangedBlocks`; a backup job that this run left ends too."""
         async with self._connected() as connection:
-            with suppress(OtherJobError):
-                await self._end_job(connection)
-            await self._forget(connection, keep, reporter)
+            try:
+                with suppress(OtherJobError):
+                    await self._end_job(connection)
+                await self._forget(connection, keep, reporter)
+            except NoGuestError:
+                # Its checkpoints have gone with it; its images may be there.
+                if keep is None:
+                    await self._remove_bitmaps(reporter)
 
     async def activity(self) -> FoundDomain:
         """Return the guest as it is now.
@@ -260,12 +266,6 @@ class LibvirtChanges:
 
     @asynccontextmanager
     async def _connected(self) -> AsyncIterator[BackupConnection]:
-        if is_remote(self._uri):
-            raise SourceError(
-                f"‘-ic {self._uri}’ is another machine: a guest that runs is read through a socket "
-                "of its host",
-                hint="run v2v-async warm on that host",
-            )
         async with connected_as(BackupConnection, self._uri, None, SOURCE) as connection:
             yield connection
 
@@ -287,7 +287,13 @@ class LibvirtChanges:
     async def _forget(
         self, connection: BackupConnection, keep: str | None, reporter: Reporter
     ) -> None:
-        """Delete the checkpoints of this run but ``keep``, the newest first."""
+        """Delete the checkpoints of this run but ``keep``, the newest first.
+
+        Of a guest that is off they stay as long as one is kept: only qemu can count what they know
+        to that one.
+        """
+        if keep is not None and (await connection.domain(self._guest)).activity == "off":
+            return
         ours = [
             name
             for name in await connection.checkpoints(self._guest)
@@ -302,7 +308,7 @@ class LibvirtChanges:
     async def _remove_bitmaps(self, reporter: Reporter) -> None:
         """Remove the bitmaps of this run from images that nobody has open."""
         for disk in self._disks:
-            if disk.format != "qcow2":
+            if disk.format != "qcow2" or not disk.path.exists():
                 continue
             try:
                 for name in await qemu_img.bitmaps(disk.path):
@@ -313,6 +319,20 @@ class LibvirtChanges:
                     f"the bitmaps ‘{self._prefix}-…’ stay in ‘{disk.path}’, where they do no harm: "
                     f"{error.message}; remove them with qemu-img bitmap --remove"
                 )
+
+
+def refuse_remote(uri: str | None) -> None:
+    """See that the guest's host is this machine.
+
+    Raises:
+        SourceError: it is not.
+    """
+    if is_remote(uri):
+        raise SourceError(
+            f"‘-ic {redact(uri or '')}’ is another machine: a guest that runs is read through a "
+            "socket of its host",
+            hint="run v2v-async warm on that host",
+        )
 
 
 def backup_xml(socket: Path, disks: Sequence[LibvirtDisk], since: str | None) -> str:

@@ -162,29 +162,39 @@ class Migration:
                         disks = await self._copy_different(opened, had_died, mine)
                     else:
                         disks = await self._copy_ranges(opened, options, mine)
-            if _stamps(self.state) != stamps and (opened.is_off or self.libvirt is None):
-                self._refuse_written(opened)
+            if opened.is_off and _stamps(self.state) != stamps:
+                raise SourceError(
+                    f"the disks of ‘{self.state.guest}’ were written while they were copied, "
+                    "though it was off",
+                    hint="who has them open? Then go on with sync or cutover",
+                )
         done = current.model_copy(
             update={
                 "point": opened.point,
                 "duration_s": time.time() - began,
                 "is_off": opened.is_off,
-                "is_all": since is None or any(each.ranges is None for each in opened.deltas)
-                if self.state.method == "checkpoints"
-                else not self.state.is_whole,
+                "is_all": self._is_all(opened),
                 "disks": disks,
             }
         )
+        # Of a libvirt guest that runs the files say nothing: they are written all the time.
+        says_all = opened.is_off or self.libvirt is None
         self.update(
             base=opened.mark,
             is_whole=True,
             current=None,
             passes=[*self.state.passes, done],
-            stamps=stamps if opened.is_off or self.libvirt is None else None,
+            stamps=stamps if says_all else None,
         )
         await self._forget_older()
         self.reporter.message(_told(done))
         return done
+
+    def _is_all(self, opened: Opened) -> bool:
+        """Whether a pass copied everything, so that it says nothing of how much changes."""
+        if self.state.method == "digests":
+            return not self.state.is_whole
+        return any(delta.ranges is None for delta in opened.deltas)
 
     def _all_passes(self) -> Iterator[Pass]:
         yield from self.state.passes
@@ -286,20 +296,6 @@ class Migration:
             save_table(path, table)
             done.append(_done(disk.index, landed, None))
         return done
-
-    def _refuse_written(self, opened: Opened) -> None:
-        """Say that the source was written while it was copied.
-
-        Raises:
-            SourceError: the guest was thought to be off.
-        """
-        if opened.is_off:
-            raise SourceError(
-                f"the disks of ‘{self.state.guest}’ were written while they were copied, though it "
-                "was off",
-                hint="who has them open? Then sync again",
-            )
-        # Of another source: the next pass finds what it was.
 
     async def _forget_older(self) -> None:
         """Remove the marks that no pass starts from any more; the next pass would, too."""

@@ -23,6 +23,7 @@ from v2v_async.units import format_duration, format_size
 from v2v_async.v2vdir import boot_id
 from v2v_async.warm.changed import dirty_ranges
 from v2v_async.warm.forecast import Forecast, forecast
+from v2v_async.warm.from_libvirt import refuse_remote
 from v2v_async.warm.migration import Migration, parse_target, telling_guest
 from v2v_async.warm.state import (
     KeptInput,
@@ -79,6 +80,8 @@ async def start(options: StartOptions, path: Path, reporter: Reporter) -> WarmSt
     """
     folder = WarmFolder(path)
     output = parse_target(options.output)
+    if options.input.kind == "libvirt":
+        refuse_remote(options.input.connection)
     source_input = _input(options.input)
     source = await preflight(source_input, output, options.output.name, path.parent, reporter)
     disks = await _disks(options.input, source)
