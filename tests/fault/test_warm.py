@@ -205,6 +205,9 @@ def test_what_cutover_and_status_say(place: Place) -> None:
     refused = place.run("cutover")
     assert refused.returncode == 1
     assert "the guest ‘g’ is running" in refused.stderr
+    refused = place.run("cutover", "--shutdown=2s")
+    assert refused.returncode == 1
+    assert "is not off after 2 s" in refused.stderr
     place.guest.stop()
     place.does("cutover")
     place.assert_migrated()
@@ -281,6 +284,7 @@ def test_abort(place: Place, where: str | None) -> None:
     place.does("start")
     if where is not None:
         place.killed("sync", where)
+        place.killed("abort", "made")
     place.does("abort")
     assert list(place.out.iterdir()) == []
     place.assert_nothing_left()
@@ -406,8 +410,45 @@ def test_a_signal_between_two_passes(place: Place) -> None:
         (("status", "--state", "absent"), "there is no warm migration"),
         (("sync", "--state", "x", "-o", "local"), "warm sync takes no -o"),
         (("start", "--state", "x", "--root", "first", "g"), "given to v2v-async warm cutover"),
+        (("start", "--state", "x", "--run", "ls", "g"), "given to v2v-async warm cutover"),
+        (("start", "--state", "x", "-ip", "file", "g"), "takes no password"),
+        (("start", "--state", "x", "--shutdown", "g"), "warm start takes no --shutdown"),
+        (("sync", "--state", "x", "g"), "‘g’ is too much"),
+        (("cutover", "--state", "x", "--shutdown=soon"), "a time such as 5m"),
+        (
+            (
+                "start",
+                "--state",
+                "x",
+                "-o",
+                "local",
+                "-os",
+                ".",
+                "-of",
+                "qcow2",
+                "-oo",
+                "compressed",
+                "g",
+            ),
+            "can't be written again",
+        ),
+        (
+            (
+                "start",
+                "--state",
+                "x",
+                "-ic",
+                "qemu+ssh://far/system",
+                "-o",
+                "local",
+                "-os",
+                ".",
+                "g",
+            ),
+            "is another machine",
+        ),
         (("sync", "--state", "x", "--every", "often"), "a time such as 10m"),
-        (("sync", "--state", "x", "--until-below", "soon"), "a size such as 1G"),
+        (("sync", "--state", "x", "--until-below", "soon"), "neither a size such as 1G nor"),
         (("start", "--state", "x", "-i", "disk", "-o", "null", "a.img"), "-o null"),
     ],
 )

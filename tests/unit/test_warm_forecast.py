@@ -55,7 +55,7 @@ def test_the_rates_and_what_is_left() -> None:
     # Another sync takes 11 s, and leaves what was written meanwhile.
     assert found.next_downtime_s == pytest.approx(10 + 11 * 1.024 / 102.4, rel=1e-3)
     assert not found.is_worth_a_pass
-    assert "take 0:11" in told(found)
+    assert "take 0:11, before" in told(found)
 
 
 def test_another_pass_is_worth_it_after_a_long_time() -> None:

@@ -17,7 +17,7 @@ from v2v_async.cli.run import run
 from v2v_async.cli.screen import Sink
 from v2v_async.errors import UsageError, V2VError
 from v2v_async.events import Reporter
-from v2v_async.units import format_duration, format_size, parse_duration, parse_size
+from v2v_async.units import format_lapse, format_size, parse_duration, parse_size
 
 if TYPE_CHECKING:
     from v2v_async.warm.start import SyncOptions
@@ -71,6 +71,9 @@ _TAKEN: dict[str, tuple[Option, ...]] = {
     "status": (_STATE, *_STATUS),
     "abort": (*table.SCREEN, _STATE),
 }  # fmt: skip
+
+_FOR_START = {option.name for option in (*table.INPUT, *table.OUTPUT)}
+_FOR_CUTOVER = {option.name for option in (*table.CONVERSION, *table.NETWORK, *table.CUSTOMIZE)}
 
 
 def parser(command: str | None = None) -> ArgumentParser:
@@ -137,9 +140,9 @@ def _refuse_others(words: virt_v2v.Words, command: str) -> None:
         if name == "customize":
             name = words.customize[0]
         hint = "leave it out"
-        if command == "start" and name not in taken:
+        if command == "start" and name in _FOR_CUTOVER:
             hint = "what is for the conversion is given to v2v-async warm cutover"
-        elif command != "start":
+        elif name in _FOR_START:
             hint = "the source and the target were given to v2v-async warm start"
         raise UsageError(f"warm {command} takes no {name}", hint=hint)
     if command != "start" and words.words:
@@ -207,10 +210,11 @@ def _sync_options(words: virt_v2v.Words) -> SyncOptions:
     size: int | None = None
     time_s: float | None = None
     if below is not None:
+        # A time first: 5m is five minutes, and 5M is five MiB.
         try:
-            size = parse_size(below)
+            time_s = parse_duration(below)
         except ValueError:
-            time_s = _duration("--until-below", below, "a size such as 1G, or a time such as 30s")
+            size = _size("--until-below", below)
     every_s = None if every is None else _duration("--every", every, "a time such as 10m")
     return SyncOptions(virt_v2v.copy_options(words), every_s, size, time_s)
 
@@ -220,6 +224,15 @@ def _shutdown(words: virt_v2v.Words) -> float | None:
         return None
     text = words.last("--shutdown")
     return _duration("--shutdown", text, "a time such as 5m") if text else _SHUTDOWN_S
+
+
+def _size(option: str, text: str) -> int:
+    try:
+        return parse_size(text)
+    except ValueError:
+        raise UsageError(
+            f"{option}: ‘{text}’ is neither a size such as 1G nor a time such as 30s"
+        ) from None
 
 
 def _duration(option: str, text: str, wanted: str) -> float:
@@ -252,7 +265,7 @@ def _status(path: Path, *, as_json: bool) -> int:
         what = "all of it" if each.is_all else f"{format_size(each.changed)} changed"
         lines.append(
             f"  pass {each.number}  {when}  {what}, {format_size(each.copied)} copied in "
-            f"{format_duration(each.duration_s)}"
+            f"{format_lapse(each.duration_s)}"
         )
     if found is not None:
         lines.append(in_words(found))

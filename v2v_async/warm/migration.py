@@ -32,7 +32,7 @@ from v2v_async.output.directory import DirectoryOutput
 from v2v_async.output.registry import parse_output
 from v2v_async.server import Servers, running_servers
 from v2v_async.steps import run_output_setup, step, stop_recorded
-from v2v_async.units import format_duration, format_size
+from v2v_async.units import format_lapse, format_size
 from v2v_async.v2vdir import V2VDir, boot_id
 from v2v_async.warm.changed import ChangedBlocks, MarkLostError, Opened
 from v2v_async.warm.compare import copy_different, empty_table, read_table, save_table
@@ -187,7 +187,7 @@ class Migration:
             stamps=stamps if says_all else None,
         )
         await self._forget_older()
-        self.reporter.message(_told(done))
+        self.reporter.emit("message", _told(done), details=done.model_dump())
         return done
 
     def _is_all(self, opened: Opened) -> bool:
@@ -381,7 +381,7 @@ def _told(done: Pass) -> str:
     what = "everything" if done.is_all else f"{format_size(done.changed)} that had changed"
     return (
         f"pass {done.number}: {what}, {format_size(done.copied)} copied in "
-        f"{format_duration(done.duration_s)}"
+        f"{format_lapse(done.duration_s)}"
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import anyio
@@ -19,7 +19,7 @@ from v2v_async.libvirt_connection import connected
 from v2v_async.model import SourceGuest
 from v2v_async.options import CopyOptions, InputOptions, OutputOptions
 from v2v_async.preflight import preflight
-from v2v_async.units import format_duration, format_size
+from v2v_async.units import format_lapse, format_size
 from v2v_async.v2vdir import boot_id
 from v2v_async.warm.changed import dirty_ranges
 from v2v_async.warm.forecast import Forecast, forecast
@@ -155,7 +155,7 @@ async def _passes(options: SyncOptions, migration: Migration) -> None:
             return
         found = forecast(migration.state.passes, time.time())
         if found is not None:
-            migration.reporter.message(told(found))
+            migration.reporter.emit("message", told(found), details=asdict(found))
         if options.is_one or _is_below(options, done, found):
             return
         if options.every_s is None:
@@ -183,10 +183,10 @@ def told(found: Forecast) -> str:
     text = (
         f"{format_size(found.dirty_rate)}/s change, {format_size(found.throughput)}/s are copied: "
         f"a cutover now would copy about {format_size(found.left)} and take "
-        f"{format_duration(found.downtime_s)}, before the conversion"
+        f"{format_lapse(found.downtime_s)}, before the conversion"
     )
     if found.is_worth_a_pass:
-        text += f"; after another sync {format_duration(found.next_downtime_s)}"
+        text += f"; after another sync {format_lapse(found.next_downtime_s)}"
     return text
 
 
