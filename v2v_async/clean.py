@@ -48,6 +48,12 @@ async def _clean_one(
         if not is_named:
             return False
         raise UsageError(f"‘{v2vdir.path}’ is not a v2v directory: it has no state.json")
+    if (v2vdir.path / "warm.json").exists():
+        message = f"‘{v2vdir.path}’ is a warm migration, which has marks on its source"
+        if is_named:
+            raise UsageError(message, hint=f"v2v-async warm abort --state {v2vdir.path}")
+        reporter.message(f"{message}: go on with it, or end it with v2v-async warm abort")
+        return False
     state = v2vdir.state
     is_this_boot = state.boot_id == boot_id()
     if is_this_boot and state.owner is not None and state.owner.is_alive:

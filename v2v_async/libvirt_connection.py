@@ -39,6 +39,10 @@ _C = TypeVar("_C", bound="LibvirtConnection")
 Activity = Literal["off", "running", "paused", "shutting down", "suspended"]
 
 
+class NoGuestError(SourceError):
+    """libvirt has no guest of that name."""
+
+
 @dataclass(frozen=True, slots=True)
 class Side:
     """Which end of a conversion a connection is for: its errors, and its options in hints."""
@@ -191,7 +195,7 @@ class LibvirtConnection:
         names = sorted(str(domain.name()) for domain in self._raw.listAllDomains(0))
         more = len(names) - _SHOWN_NAMES
         told = ", ".join(f"‘{each}’" for each in names[:_SHOWN_NAMES])
-        raise SourceError(
+        raise NoGuestError(
             f"{self.shown} has no guest ‘{name}’",
             hint=f"it has {told}{f' and {more} more' if more > 0 else ''}"
             if names

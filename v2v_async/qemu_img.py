@@ -147,6 +147,33 @@ async def repair(path: Path) -> None:
     await _run(argv, path, timeout_s=None)
 
 
+async def bitmaps(path: Path) -> dict[str, bool]:
+    """Return the persistent bitmaps of a qcow2 image that nobody has open, and which are whole.
+
+    One whose qemu was killed is not: nobody knows what it has missed.
+
+    Raises:
+        ImageError: it can't be opened.
+        DependencyError: qemu-img is not installed.
+    """
+    argv = ["qemu-img", "info", "--output=json", "-f", "qcow2", "--", _literal(path)]
+    completed = await _run(argv, path, timeout_s=_INFO_TIMEOUT_S)
+    specific = json.loads(completed.stdout).get("format-specific", {}).get("data", {})
+    told = specific.get("bitmaps", [])
+    return {str(each["name"]): "in-use" not in each.get("flags", []) for each in told}
+
+
+async def remove_bitmap(path: Path, bitmap: str) -> None:
+    """Remove a persistent bitmap from a qcow2 image that nobody has open.
+
+    Raises:
+        ImageError: it can't be.
+        DependencyError: qemu-img is not installed.
+    """
+    argv = ["qemu-img", "bitmap", "--remove", "-f", "qcow2", "--", _literal(path), bitmap]
+    await _run(argv, path, timeout_s=_INFO_TIMEOUT_S)
+
+
 def is_locked(error: ImageError) -> bool:
     """Whether an image could not be opened since another process has it open."""
     # The last of two lines; the first says which lock.

@@ -22,10 +22,16 @@ def serve_image(path: Path, format_: str, socket: Path) -> ServerCommand:
     return ServerCommand("qemu-nbd", tuple(argv), socket)
 
 
-def serve_read_only(name: str, format_: str, socket: Path) -> ServerCommand:
-    """Serve an image, read-only; ``name`` may be a ``json:`` description, which has its format."""
+def serve_read_only(
+    name: str, format_: str, socket: Path, *, bitmap: str | None = None
+) -> ServerCommand:
+    """Serve an image, read-only; ``name`` may be a ``json:`` description, which has its format.
+
+    ``qemu:dirty-bitmap:BITMAP`` tells what is set in its ``bitmap``.
+    """
     format_option = [] if name.startswith("json:") else [f"--format={format_}"]
-    argv = _base(socket) + ["--read-only", *format_option, name]
+    bitmap_option = [] if bitmap is None else [f"--bitmap={bitmap}"]
+    argv = _base(socket) + ["--read-only", *bitmap_option, *format_option, name]
     return ServerCommand("qemu-nbd", tuple(argv), socket)
 
 

@@ -81,6 +81,11 @@ def format_duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{secs:02}" if hours else f"{minutes}:{secs:02}"
 
 
+def format_lapse(seconds: float) -> str:
+    """Return ``seconds`` as ``0.4 s`` or, from ten on, as :func:`format_duration` does."""
+    return f"{seconds:.1f} s" if seconds < 9.95 else format_duration(seconds)
+
+
 _DURATION = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s)?")
 
 

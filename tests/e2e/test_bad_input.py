@@ -133,7 +133,7 @@ def test_a_disk_that_may_not_be_read(place: Place) -> None:
     assert "Permission denied" in done.stderr
 
 
-@pytest.mark.parametrize("name", ["inspect", "warm"])
+@pytest.mark.parametrize("name", ["inspect"])
 def test_a_subcommand_not_built_yet_says_so(place: Place, name: str) -> None:
     done = place.run(name, name="v2v-async")
     assert done.returncode == 1

@@ -32,11 +32,12 @@ SUBCOMMANDS = {
     "batch": "convert many guests in parallel, by a plan",
     "in-place": "convert a guest on its own disks; takes virt-v2v-in-place's command line",
     "inspect": "say what is inside a guest (not built yet)",
-    "warm": "migrate while the guest runs (not built yet)",
+    "warm": "migrate a guest while it runs: what it changes is copied, then it is shut down",
     "bench": "measure copying on this machine, beside nbdcopy and qemu-img",
 }
 _BUILT = (
     "convert", "clean", "doctor", "completion", "copy", "shim", "bench", "batch", "in-place",
+    "warm",
 )  # fmt: skip
 
 
@@ -147,6 +148,10 @@ def parser() -> argparse.ArgumentParser:
             from v2v_async.cli import in_place
 
             parents = [in_place.parser()]
+        elif name == "warm":
+            from v2v_async.cli import warm
+
+            parents = [warm.parser()]
         else:
             parents = []
         sub = subparsers.add_parser(
@@ -196,6 +201,10 @@ def _dispatch(argv: list[str]) -> int:
         from v2v_async.cli.in_place import main as in_place
 
         return in_place(rest)
+    if name == "warm":
+        from v2v_async.cli.warm import main as warm_main
+
+        return warm_main(rest)
     if name == "convert":
         from v2v_async.cli.convert import convert
 

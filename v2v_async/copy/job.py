@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from v2v_async.copy.endpoint import Endpoint
+from v2v_async.copy.ranges import Ranges
 from v2v_async.events import Bytes
 
 if TYPE_CHECKING:
@@ -18,8 +19,10 @@ class CopyJob:
     """One disk; ``index`` is 1-based.
 
     ``is_known_zero``: nobody has written the target yet, it reads as zeroes. ``max_connections``
-    and ``request_size`` (bytes) are what the target bears, whatever a person asks for. ``parts``:
-    only these are copied. ``early``: who follows and steers it while the disk still changes.
+    and ``request_size`` (bytes) are what the target bears, whatever a person asks for. ``only``:
+    the ranges to copy; the rest is right on the target and counts as resumed (None: all).
+    ``parts``: the same, with what each is known to be; the rest is not counted. ``early``: who
+    follows and steers the copy while the disk still changes.
     """
 
     index: int
@@ -28,6 +31,7 @@ class CopyJob:
     is_known_zero: bool = False
     max_connections: int | None = None
     request_size: int | None = None
+    only: Ranges | None = None
     parts: tuple[Part, ...] | None = None
     early: Early | None = None
 

@@ -110,7 +110,9 @@ async def negotiate(job: CopyJob, allotment: Allotment, memory: Memory | None) -
         connections.most = min(connections.most, fitting)
         is_known_zero = job.is_known_zero or options.target_is_zero or target.is_zero
         done: list[tuple[int, int]] = []
-        if memory is not None:
+        if job.only is not None:
+            done = list(job.only.gaps(0, source.info.size))
+        elif memory is not None:
             pair = Pair(source, target)
             done, is_known_zero = await memory.begin(
                 job, pair, options, is_known_zero=is_known_zero

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
 from v2v_async.copy.endpoint import nbd
+from v2v_async.copy.ranges import Ranges
 from v2v_async.copy.schedule import CopyJob, copy_disks
 from v2v_async.errors import V2VError
 from v2v_async.events import Bytes, Event, Reporter
@@ -33,6 +34,39 @@ async def copy(
         V2VError: the output has not been set up.
     """
     jobs = [job_of(v2vdir, disk.index) for disk in source.disks]
+    with located(v2vdir, source):
+        results = await copy_disks(jobs, reporter.tee(DiskLog(v2vdir)), options)
+    return [result.bytes for result in results]
+
+
+async def copy_ranges(
+    v2vdir: V2VDir,
+    source: SourceGuest,
+    endpoints: Mapping[int, str],
+    ranges: Mapping[int, Ranges],
+    options: CopyOptions,
+    reporter: Reporter,
+) -> list[Bytes]:
+    """Copy all disks, read from ``endpoints`` (by disk) in place of ``inN``; return bytes by class.
+
+    Of a disk that is in ``ranges`` only those are copied; the rest counts as resumed. The targets
+    have been flushed when this returns.
+
+    Raises:
+        CopyError: a disk failed; what the ranges cover on the targets is a mixture.
+    """
+    jobs = []
+    for disk in source.disks:
+        job = job_of(v2vdir, disk.index)
+        only = ranges.get(disk.index)
+        jobs.append(
+            replace(
+                job,
+                source=nbd(endpoints[disk.index]),
+                only=only,
+                is_known_zero=job.is_known_zero and only is None,
+            )
+        )
     with located(v2vdir, source):
         results = await copy_disks(jobs, reporter.tee(DiskLog(v2vdir)), options)
     return [result.bytes for result in results]

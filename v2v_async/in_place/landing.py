@@ -149,7 +149,7 @@ async def complete(journal: Journal, reporter: Reporter, *, tmpdir: Path | None 
             await stop_recorded(before)  # its servers would hold the images' locks
         before.remove()
     for disk in landing.disks:
-        _check_same(disk, journal)
+        check_same(disk, journal)
     v2vdir = V2VDir.create(tmpdir)
     try:
         async with running_servers(v2vdir) as servers, step("land", v2vdir, mine):
@@ -167,8 +167,12 @@ def summary(landing: Landing) -> str:
     return f"{total} landed on {many} disk{'s' * (many != 1)}"
 
 
-def _check_same(disk: LandingDisk, journal: Journal) -> None:
-    """See that a disk is still the file that it was."""
+def check_same(disk: LandingDisk, journal: Journal) -> None:
+    """See that a disk is still the file that it was.
+
+    Raises:
+        SourceError: it is not, or is gone.
+    """
     try:
         status = os.stat(disk.path)
     except OSError as error:

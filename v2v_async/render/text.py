@@ -12,8 +12,9 @@ STARTS = {
     "convert": "Converting the guest",
     "output": "Making the target disks",
     "copy": "Copying the disks",
+    "shutdown": "Waiting until the guest is off",
+    "land": "Writing what the conversion changed to the disks",
     "finalize": "Describing the target guest",
-    "land": "Writing what changed to the guest's disks",
     "cleanup": "Cleaning up",
 }
 """What a person reads when a step starts."""

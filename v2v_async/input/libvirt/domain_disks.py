@@ -46,7 +46,8 @@ class DomainDisk:
     ``volume`` the volume's name in ``pool``, of ``network`` a URI (nbd, nbd+unix, http, https).
     ``format`` is the driver's type, None where the XML does not tell. ``checksum``: (method, hex),
     and ``checksum_fail`` what happens where the disk has another one (``print``: it is only told).
-    ``verify``: whether the certificate of an https server is checked.
+    ``verify``: whether the certificate of an https server is checked. ``device``: its name in the
+    guest's definition (``vda``).
     """
 
     kind: Literal["file", "block", "volume", "network"]
@@ -57,6 +58,7 @@ class DomainDisk:
     checksum: tuple[str, str] | None = None
     checksum_fail: ChecksumFail = "error"
     verify: bool = True
+    device: str | None = None
 
 
 def read_disks(domain: etree._Element, what: str, warnings: list[str]) -> list[DomainDisk]:
@@ -130,6 +132,7 @@ def _disk(
         checksum=checksum,
         checksum_fail=checksum_fail,
         verify=verify,
+        device=text(node, "target/@dev"),
     )
 
 

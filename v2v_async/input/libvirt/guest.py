@@ -19,6 +19,8 @@ class LibvirtInput(DomainInput):
     """A guest that libvirt knows and whose disks are on this machine."""
 
     name: ClassVar[str] = "libvirt"
+    accepts_running = False
+    """For those who know how to read the disks of a guest that runs."""
 
     @classmethod
     def parse(cls, options: InputOptions) -> Self:
@@ -41,7 +43,8 @@ class LibvirtInput(DomainInput):
             )
         async with connected(self._connection, self._password) as connection:
             found = await connection.domain(self._argument)
-            refuse_active(found, self._connection)
+            if not self.accepts_running:
+                refuse_active(found, self._connection)
             if found.has_saved_state:
                 reporter.warning(
                     f"‘{found.name}’ has been saved while it ran (virsh managedsave): its disks "
