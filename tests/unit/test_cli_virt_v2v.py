@@ -12,7 +12,7 @@ import pytest
 from v2v_async.cli import table, virt_v2v
 from v2v_async.cli.values import Target
 from v2v_async.errors import NotBuiltError, UsageError
-from v2v_async.options import CopyOptions, GuestOptions, MacMapping
+from v2v_async.options import CopyOptions, GuestOptions, MacMapping, OverlapOptions
 
 MAC = "52:54:00:aa:22:33"
 GOOD = ("-i", "disk", "a.img", "-o", "local", "-os", "/out")
@@ -67,6 +67,21 @@ def test_everything_arrives() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("argv", "wanted"),
+    [
+        ([], OverlapOptions("auto", None, 20.0)),
+        (["--overlap=on"], OverlapOptions("on")),
+        (["--overlap", "off", "--overlap=auto"], OverlapOptions("auto")),
+        (["--overlap-waste=0"], OverlapOptions(waste=0)),
+        (["--overlap=on", "--overlap-waste", "1.5G"], OverlapOptions("on", waste=3 << 29)),
+        (["--overlap-waste=2.5%"], OverlapOptions(waste_percent=2.5)),
+    ],
+)
+def test_overlap(argv: list[str], wanted: OverlapOptions) -> None:
+    assert guest(*GOOD, *argv).overlap == wanted
+
+
 def test_defaults() -> None:
     options = guest(*GOOD)
     assert options.output.allocation == "sparse"
@@ -108,6 +123,9 @@ def test_obsolete_options_are_ignored_with_a_warning() -> None:
         ([*GOOD, "-io", "x=y"], "takes no -io x"),
         ([*GOOD, "--vddk-config", "x"], "takes no -io vddk-config"),
         ([*GOOD, "-of", "vmdk"], "-of: unknown ‘vmdk’"),
+        ([*GOOD, "--overlap", "yes"], "--overlap: unknown ‘yes’"),
+        ([*GOOD, "--overlap-waste", "101%"], "‘101%’ is neither a size nor a part"),
+        ([*GOOD, "--overlap-waste", "-1"], "‘-1’ is neither a size nor a part"),
         ([*GOOD, "-of", "raw", "-oo", "compressed"], "needs -of qcow2"),
         ([*GOOD, "-oa", "thin"], "-oa: unknown"),
         ([*GOOD, "-on", ""], "-on: the name is empty"),
