@@ -6,6 +6,7 @@ import json
 import sqlite3
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -236,7 +237,7 @@ def spoil(run: Path, how: str) -> None:
     """Damage a run."""
     journal = run / folder.JOURNAL
     if how == "version":
-        with sqlite3.connect(journal) as database:
+        with closing(sqlite3.connect(journal)) as database:
             database.execute("PRAGMA user_version = 9")
         return
     if how == "plan":

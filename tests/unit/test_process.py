@@ -14,11 +14,13 @@ from tests.waiting import wait_until
 from v2v_async.process import start_time
 
 _SUPERVISOR = """
+import os
 import sys
 import anyio
 from v2v_async.process import start
 
 async def main():
+    os.environ["SUPERVISOR"] = str(os.getpid())  # the program may see another parent already
     await start(["touch", sys.argv[1]], with_children=sys.argv[2] == "True")
     print("started", flush=True)
     await anyio.sleep_forever()
@@ -37,7 +39,7 @@ def test_a_supervisor_that_dies_while_it_starts_a_program(
     pid_file, made = tmp_path / "pid", tmp_path / "made"
     program.write_text(
         "#!/bin/sh\n"
-        "while kill -0 $PPID 2>/dev/null; do sleep 0.01; done\n"
+        "while kill -0 $SUPERVISOR 2>/dev/null; do sleep 0.01; done\n"
         f"echo $$ > {pid_file}.new; mv {pid_file}.new {pid_file}\n"
         f'exec {shutil.which("setpriv")} "$@"\n'
     )

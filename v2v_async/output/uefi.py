@@ -33,6 +33,11 @@ _KNOWN: dict[str, tuple[UefiFirmware, ...]] = {
             "/usr/share/OVMF/OVMF_CODE.secboot.fd", "/usr/share/OVMF/OVMF_VARS.fd", is_secure=True
         ),
         UefiFirmware(
+            "/usr/share/OVMF/OVMF_CODE_4M.secboot.fd",
+            "/usr/share/OVMF/OVMF_VARS_4M.fd",
+            is_secure=True,
+        ),
+        UefiFirmware(
             "/usr/share/edk2/ovmf/OVMF_CODE.secboot.fd",
             "/usr/share/edk2/ovmf/OVMF_VARS.fd",
             is_secure=True,
