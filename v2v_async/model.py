@@ -136,6 +136,29 @@ class Inspection(Model):
     package_management: str | None = None
 
 
+class InspectedDisk(Model):
+    """How large a disk is; ``index`` is 1-based."""
+
+    index: int
+    size: int = Field(description="bytes")
+    allocated: int = Field(description="bytes that its data takes, as its server tells")
+
+
+class InspectedGuest(Model):
+    """What is inside a guest, and how large it is (``v2v-async inspect --json``)."""
+
+    version: Literal[1] = 1
+    source: SourceGuest
+    disks: list[InspectedDisk]
+    firmware: Literal["bios", "uefi"]
+    inspection: Inspection
+    hostname: str | None = None
+    mountpoints: dict[str, str] = Field(description="where a file system belongs: its device")
+    filesystems: dict[str, str] = Field(description="all devices that hold something: its type")
+    roots: list[str] = Field(description="the file systems that an operating system boots from")
+    locked: list[str] = Field(default=[], description="encrypted devices that no --key opened")
+
+
 class TargetBuses(Model):
     """Where each disk goes: lists of disk indexes (``None``: an empty slot), one list a bus."""
 

@@ -96,6 +96,15 @@ class InPlaceOptions:
 
 
 @dataclass(frozen=True, slots=True)
+class InspectOptions:
+    """One guest, looked into. ``root`` and ``keys`` are those of :class:`ConvertOptions`."""
+
+    input: InputOptions
+    root: str = "single"
+    keys: tuple[str, ...] = field(default=(), repr=False)
+
+
+@dataclass(frozen=True, slots=True)
 class OutputOptions:
     """``-o -oa -oc -of -on -oo -op -os`` (``format`` is None where the source's is wanted)."""
 

@@ -133,14 +133,6 @@ def test_a_disk_that_may_not_be_read(place: Place) -> None:
     assert "Permission denied" in done.stderr
 
 
-@pytest.mark.parametrize("name", ["inspect"])
-def test_a_subcommand_not_built_yet_says_so(place: Place, name: str) -> None:
-    done = place.run(name, name="v2v-async")
-    assert done.returncode == 1
-    assert "not built yet" in done.stderr
-    assert name in done.stderr
-
-
 def test_print_source_is_virt_v2vs(place: Place) -> None:
     """The same words as virt-v2v's own, which only looks at the command line here."""
     require("virt-v2v")

@@ -9,6 +9,7 @@ from v2v_async.units import format_duration, format_size
 
 STARTS = {
     "input": "Reading the source's disks and hardware",
+    "inspect": "Looking into the guest",
     "convert": "Converting the guest",
     "output": "Making the target disks",
     "copy": "Copying the disks",
