@@ -64,7 +64,7 @@ def unlock(handle: Any, keys: list[list[str]]) -> list[str]:
             locked.append(device)
     if len(locked) < len(encrypted):
         handle.lvm_scan(True)
-    return locked
+    return sorted(locked)
 
 
 def containers(handle: Any) -> list[str]:

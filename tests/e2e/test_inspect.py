@@ -54,7 +54,7 @@ def test_an_encrypted_guest(short_tmp: Path) -> None:
     require("qemu-img")
     place = Place(short_tmp)
     disk = short_tmp / "luks.img"
-    passphrase = "open: sesame"
+    passphrase = "open sesame"
     luks = ["--object", f"secret,id=key,data={passphrase}", "-f", "luks", "-o", "key-secret=key"]
     subprocess.run(
         ["qemu-img", "create", "-q", *luks, "-o", "iter-time=10", str(disk), "8M"], check=True
