@@ -89,7 +89,7 @@ def head(login: Login, url: str, cookie: str | None = None) -> Answer:
     parts = urlsplit(url)
     with _reaching(login):
         connection = http.client.HTTPSConnection(
-            login.host, login.port, timeout=TIMEOUT_S, context=_context(login)
+            login.host, login.port, timeout=TIMEOUT_S, context=tls_context(login)
         )
         try:
             connection.request("HEAD", f"{parts.path}?{parts.query}", headers=headers)
@@ -119,7 +119,7 @@ def thumbprint(login: Login) -> str:
     with (
         _reaching(login),
         socket.create_connection((login.host, login.port), timeout=TIMEOUT_S) as plain,
-        _context(login).wrap_socket(plain, server_hostname=login.host) as secured,
+        tls_context(login).wrap_socket(plain, server_hostname=login.host) as secured,
     ):
         certificate = secured.getpeercert(binary_form=True)
     assert certificate is not None, "a TLS server always shows one"
@@ -130,7 +130,8 @@ def _basic(login: Login) -> str:
     return "Basic " + base64.b64encode(f"{login.user}:{login.password}".encode()).decode()
 
 
-def _context(login: Login) -> ssl.SSLContext:
+def tls_context(login: Login) -> ssl.SSLContext:
+    """Return what a connection is checked by."""
     context = ssl.create_default_context(cafile=login.ca_file)
     if not login.verify:
         context.check_hostname = False

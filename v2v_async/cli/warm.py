@@ -149,10 +149,9 @@ def _refuse_others(words: virt_v2v.Words, command: str) -> None:
         raise UsageError(f"warm {command}: ‘{words.words[0]}’ is too much", hint="--state DIR")
     if not words.last("--state"):
         raise UsageError(f"warm {command}: no folder was named", hint="add --state DIR")
-    if words.has("-ip") or words.has("-op"):
+    if words.has("-op"):
         raise UsageError(
-            "warm start takes no password: it would have to be kept for the passes to come",
-            hint="use a connection that needs none",
+            "warm start takes no password for the target", hint="use a connection that needs none"
         )
     if words.last("--copier") not in (None, "native"):
         raise UsageError("a warm migration copies by itself", hint="leave out --copier")
@@ -184,14 +183,19 @@ def _run(command: str, words: virt_v2v.Words) -> int:
     if command == "start":
         from v2v_async.warm.start import StartOptions
 
-        folder = words.last("--socket-dir")
+        folder, password = words.last("--socket-dir"), words.last("-ip")
         started = StartOptions(
             virt_v2v.input_options(words),
             virt_v2v.output_options(words),
             copy,
             None if folder is None else Path(folder),
             words.last("--bitmap"),
+            None if password is None else Path(password),
         )
+        if password is None and started.input.password is not None:
+            raise UsageError(
+                "warm start needs -ip FILE: the passes to come read the password again"
+            )
         warnings = warnings_of(words, started.input)
     elif command == "sync":
         synced = _sync_options(words)
@@ -290,5 +294,5 @@ def _first_line(state: WarmState, *, is_busy: bool) -> str:
         now = "copied while it was off; cutover converts it"
     else:
         now = "in sync as of the last pass"
-    how = "the source tells what changes" if state.method == "checkpoints" else "by digests"
+    how = "by digests" if state.method == "digests" else "the source tells what changes"
     return f"{state.guest}: {len(state.disks)} disks, {how}; {now}"

@@ -73,16 +73,16 @@ async def _copy_the_last(migration: Migration, options: CutoverOptions) -> None:
     check_scratch(migration.folder.path)
     await virt_v2v_in_place.probe()
     if options.shutdown_s is not None:
-        if migration.libvirt is None:
+        if migration.watched is None:
             raise UsageError(
                 f"--shutdown: ‘-i {migration.state.input.mode}’ can't shut a guest down",
                 hint="shut it down where it runs, and leave the option out",
             )
         async with step("shutdown", migration.v2vdir, migration.reporter):
-            await migration.libvirt.shut_down(options.shutdown_s)
+            await migration.watched.shut_down(options.shutdown_s)
     await migration.refuse_running()
     await migration.run_pass(options.copy)
-    if migration.libvirt is not None and not migration.state.passes[-1].is_off:
+    if migration.watched is not None and not migration.state.passes[-1].is_off:
         raise SourceError(
             f"the guest ‘{migration.state.guest}’ was started while it was copied",
             hint="shut it down, then cutover again",

@@ -109,35 +109,6 @@ class LibvirtChanges:
                 if keep is None:
                     await self._remove_bitmaps(reporter)
 
-    async def activity(self) -> FoundDomain:
-        """Return the guest as it is now.
-
-        Raises:
-            SourceError: libvirt fails, or there is no such guest.
-        """
-        async with self._connected() as connection:
-            return await connection.domain(self._guest)
-
-    async def shut_down(self, within_s: float) -> None:
-        """Ask the guest to shut down and wait until it is off.
-
-        Raises:
-            SourceError: it is not off in time; it may be later.
-        """
-        async with self._connected() as connection:
-            found = await connection.domain(self._guest)
-            if found.activity == "off":
-                return
-            await connection.shut_down(self._guest)
-            with anyio.move_on_after(within_s):
-                while (await connection.domain(self._guest)).activity != "off":
-                    await anyio.sleep(0.5)
-                return
-        raise SourceError(
-            f"the guest ‘{self._guest}’ was asked to shut down and is not off after {within_s:g} s",
-            hint="look at its console; shut it down from inside, then cutover again",
-        )
-
     # While it runs.
 
     @asynccontextmanager

@@ -26,7 +26,7 @@ from v2v_async.errors import SourceError, TargetError, UsageError, V2VError
 from v2v_async.events import Bytes, Reporter
 from v2v_async.in_place.journal import Journal
 from v2v_async.libvirt_connection import refuse_active
-from v2v_async.options import CopyOptions, OutputOptions
+from v2v_async.options import CopyOptions, InputOptions, OutputOptions
 from v2v_async.output.contract import Output
 from v2v_async.output.directory import DirectoryOutput
 from v2v_async.output.registry import parse_output
@@ -38,7 +38,10 @@ from v2v_async.warm.changed import ChangedBlocks, MarkLostError, Opened
 from v2v_async.warm.compare import copy_different, empty_table, read_table, save_table
 from v2v_async.warm.from_input import InputChanges
 from v2v_async.warm.from_libvirt import LibvirtChanges, LibvirtDisk
+from v2v_async.warm.from_vmware import VmwareChanges
 from v2v_async.warm.state import Pass, PassDisk, WarmFolder, WarmState
+from v2v_async.warm.vmware_calls import VmwareDisk
+from v2v_async.warm.watched import WatchedGuest
 
 
 def parse_target(options: OutputOptions) -> DirectoryOutput:
@@ -62,6 +65,34 @@ def parse_target(options: OutputOptions) -> DirectoryOutput:
     return output
 
 
+def _changes(state: WarmState, options: InputOptions) -> ChangedBlocks:
+    """Return who tells what has changed."""
+    if options.kind == "libvirt":
+        disks = [
+            LibvirtDisk(
+                disk.index, disk.device or "", disk.location, Path(disk.path or ""), disk.format
+            )
+            for disk in state.disks
+        ]
+        sockets = None if state.socket_dir is None else Path(state.socket_dir)
+        return LibvirtChanges(
+            options.connection, options.arguments[0], disks, state.prefix, sockets
+        )
+    if state.machine is not None:
+        return VmwareChanges(
+            options,
+            state.machine.moref,
+            [
+                VmwareDisk(int(disk.device or 0), disk.location, disk.size, None)
+                for disk in state.disks
+            ],
+            state.prefix,
+            was_tracked=state.machine.was_tracked,
+            is_tracking=state.method == "tracking",
+        )
+    return InputChanges(options, state.bitmap)
+
+
 class _LandingJournal(Journal):
     """The journal of a conversion of the targets; when it goes, it is known that all has landed."""
 
@@ -83,25 +114,11 @@ class Migration:
         self.state = state
         self.reporter = reporter.for_guest(state.guest)
         self.output = parse_target(state.output.given)
-        self.changed: ChangedBlocks
-        self.libvirt: LibvirtChanges | None = None
-        if state.input.given.kind == "libvirt":
-            disks = [
-                LibvirtDisk(
-                    disk.index,
-                    disk.device or "",
-                    disk.location,
-                    Path(disk.path or ""),
-                    disk.format,
-                )
-                for disk in state.disks
-            ]
-            sockets = None if state.socket_dir is None else Path(state.socket_dir)
-            self.changed = self.libvirt = LibvirtChanges(
-                state.input.connection, state.input.arguments[0], disks, state.prefix, sockets
-            )
-        else:
-            self.changed = InputChanges(state.input.given, state.bitmap)
+        options = state.input.read()
+        self.changed = _changes(state, options)
+        self.watched: WatchedGuest | None = None
+        if options.kind in ("libvirt", "vddk"):
+            self.watched = WatchedGuest(options.connection, options.arguments[0], options.password)
 
     @property
     def v2vdir(self) -> V2VDir:
@@ -178,7 +195,7 @@ class Migration:
             }
         )
         # Of a libvirt guest that runs the files say nothing: they are written all the time.
-        says_all = opened.is_off or self.libvirt is None
+        says_all = opened.is_off or self.watched is None
         self.update(
             base=opened.mark,
             is_whole=True,
@@ -214,7 +231,7 @@ class Migration:
 
     async def _is_off(self) -> bool:
         """Whether the guest is known to be off; of other sources the stamps have to do."""
-        return self.libvirt is None or (await self.libvirt.activity()).activity == "off"
+        return self.watched is None or (await self.watched.activity()).activity == "off"
 
     async def _serve_targets(self, servers: Servers) -> bool:
         """Serve the targets, making them where there are none; return whether they hold a copy."""
@@ -237,7 +254,7 @@ class Migration:
         reporter: Reporter,
     ) -> Opened:
         """Open the source; where a mark is lost, all of it."""
-        if self.state.method == "digests" and self.libvirt is not None:
+        if self.state.method == "digests" and self.watched is not None:
             since = None
         try:
             opened = await stack.enter_async_context(
@@ -310,8 +327,8 @@ class Migration:
         Raises:
             SourceError
         """
-        if self.libvirt is not None:
-            refuse_active(await self.libvirt.activity(), self.state.input.connection)
+        if self.watched is not None:
+            refuse_active(await self.watched.activity(), self.state.input.connection)
 
     async def target_files(self) -> list[Path]:
         """Return where the target's disks are now, in their order.

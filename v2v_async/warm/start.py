@@ -24,9 +24,11 @@ from v2v_async.v2vdir import boot_id
 from v2v_async.warm.changed import dirty_ranges
 from v2v_async.warm.forecast import Forecast, forecast
 from v2v_async.warm.from_libvirt import refuse_remote
+from v2v_async.warm.from_vmware import FoundMachine, look, unopened
 from v2v_async.warm.migration import Migration, parse_target, telling_guest
 from v2v_async.warm.state import (
     KeptInput,
+    KeptMachine,
     KeptOutput,
     Method,
     Pass,
@@ -37,17 +39,23 @@ from v2v_async.warm.state import (
 
 # Passes that do not get smaller, one after the other, before it is said that they will not.
 _PATIENCE = 3
+# Options whose values are files: the next command may run elsewhere.
+_FILES = ("vddk-config", "vddk-libdir")
 
 
 @dataclass(frozen=True, slots=True)
 class StartOptions:
-    """``warm start``. ``socket_dir``: where qemu may make a socket; ``bitmap``: of the exports."""
+    """``warm start``. ``socket_dir``: where qemu may make a socket; ``bitmap``: of the exports.
+
+    ``password_file``: of ``-ip``, for the passes to come.
+    """
 
     input: InputOptions
     output: OutputOptions
     copy: CopyOptions
     socket_dir: Path | None = None
     bitmap: str | None = None
+    password_file: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,10 +90,11 @@ async def start(options: StartOptions, path: Path, reporter: Reporter) -> WarmSt
     output = parse_target(options.output)
     if options.input.kind == "libvirt":
         refuse_remote(options.input.connection)
-    source_input = _input(options.input)
+    machine = await look(options.input) if options.input.kind == "vddk" else None
+    source_input = _input(options.input, machine)
     source = await preflight(source_input, output, options.output.name, path.parent, reporter)
-    disks = await _disks(options.input, source)
-    method = await _method(options, source, disks)
+    disks = await _disks(options.input, source, machine)
+    method = await _method(options, disks, machine)
     name = options.output.name or source.name
     for final in output.disk_paths(len(source.disks), name):
         if output.existing(final) is not None:
@@ -102,11 +111,14 @@ async def start(options: StartOptions, path: Path, reporter: Reporter) -> WarmSt
             run=reporter.run,
             guest=source.name,
             method=method,
-            input=_kept_input(options.input),
+            input=_kept_input(options.input, options.password_file),
             output=_kept_output(options.output),
             socket_dir=None if options.socket_dir is None else str(options.socket_dir.absolute()),
             bitmap=options.bitmap,
             disks=disks,
+            machine=None
+            if machine is None
+            else KeptMachine(moref=machine.moref, was_tracked=machine.is_tracked),
         )
         folder.save(state)
         migration = Migration(folder, state, reporter)
@@ -219,14 +231,18 @@ def remove(folder: WarmFolder) -> None:
     shutil.rmtree(folder.path, ignore_errors=True)
 
 
-def _input(options: InputOptions) -> Input:
+def _input(options: InputOptions, machine: FoundMachine | None) -> Input:
+    if machine is not None:
+        return unopened(options, machine)
     source = parse_input(options)
     if isinstance(source, LibvirtInput):
         source.accepts_running = True
     return source
 
 
-async def _disks(options: InputOptions, source: SourceGuest) -> list[WarmDisk]:
+async def _disks(
+    options: InputOptions, source: SourceGuest, machine: FoundMachine | None
+) -> list[WarmDisk]:
     """Return the disks as the passes need to know them."""
     places: list[tuple[str | None, str]] = [(None, "")] * len(source.disks)
     if options.kind == "libvirt":
@@ -235,6 +251,8 @@ async def _disks(options: InputOptions, source: SourceGuest) -> list[WarmDisk]:
         places = [
             (disk.device, disk.location) for disk in parse_domain(found.xml, "the guest").disks
         ]
+    elif machine is not None:
+        places = [(str(disk.key), disk.file) for disk in machine.disks]
     return [
         WarmDisk(
             index=disk.index,
@@ -248,7 +266,9 @@ async def _disks(options: InputOptions, source: SourceGuest) -> list[WarmDisk]:
     ]
 
 
-async def _method(options: StartOptions, source: SourceGuest, disks: list[WarmDisk]) -> Method:
+async def _method(
+    options: StartOptions, disks: list[WarmDisk], machine: FoundMachine | None
+) -> Method:
     """Return how it is found out what has changed.
 
     Raises:
@@ -264,6 +284,8 @@ async def _method(options: StartOptions, source: SourceGuest, disks: list[WarmDi
         for uri in arguments:
             await dirty_ranges(uri, options.bitmap)
         return "digests"
+    if machine is not None:
+        return "tracking" if machine.can_be_tracked else "digests"
     is_marked = all(
         disk.format == "qcow2" and disk.device is not None and disk.path is not None
         for disk in disks
@@ -284,7 +306,7 @@ def _cost(source: SourceGuest, *, has_bitmap: bool) -> str:
     )
 
 
-def _kept_input(options: InputOptions) -> KeptInput:
+def _kept_input(options: InputOptions, password_file: Path | None) -> KeptInput:
     arguments = options.arguments
     if options.kind in ("disk", "libvirtxml", "ova", "vmx"):
         arguments = tuple(
@@ -295,8 +317,12 @@ def _kept_input(options: InputOptions) -> KeptInput:
         arguments=arguments,
         connection=options.connection,
         format=options.format,
-        options=options.options,
+        options=tuple(
+            (name, str(Path(value).absolute()) if value and name in _FILES else value)
+            for name, value in options.options
+        ),
         transport=options.transport,
+        password_file=None if password_file is None else str(password_file.absolute()),
     )
 
 

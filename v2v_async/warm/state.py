@@ -21,6 +21,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -30,18 +31,23 @@ from v2v_async.durable import sync
 from v2v_async.errors import UsageError, V2VError
 from v2v_async.model import Model
 from v2v_async.options import InputOptions, OutputOptions
+from v2v_async.secret import Secret
 from v2v_async.v2vdir import V2VDir
 
 Phase = Literal["syncing", "copied", "converted"]
-Method = Literal["checkpoints", "digests"]
-"""How it is known what has changed: the source tells, or all of it is read and compared."""
+Method = Literal["checkpoints", "tracking", "digests"]
+"""How it is known what has changed: libvirt's checkpoints or VMware's change tracking tell, or all
+of it is read and compared."""
 
 _STATE = "warm.json"
 _LOCK_TRIES, _LOCK_PAUSE_S = 10, 0.05
 
 
 class KeptInput(Model):
-    """``-i`` and what belongs to it, as :class:`InputOptions`."""
+    """``-i`` and what belongs to it, as :class:`InputOptions`.
+
+    ``password_file``: of ``-ip``; the password itself is never kept.
+    """
 
     mode: str
     arguments: tuple[str, ...]
@@ -49,11 +55,22 @@ class KeptInput(Model):
     format: str | None = None
     options: tuple[tuple[str, str | None], ...] = ()
     transport: str | None = None
+    password_file: str | None = None
 
     @property
     def given(self) -> InputOptions:
-        """The options that a person gave."""
-        return InputOptions(**self.model_dump())
+        """The options that a person gave, without the password."""
+        return InputOptions(**self.model_dump(exclude={"password_file"}))
+
+    def read(self) -> InputOptions:
+        """Return the options that a person gave, with the password that their file has now.
+
+        Raises:
+            UsageError: it can't be read any more.
+        """
+        if self.password_file is None:
+            return self.given
+        return replace(self.given, password=Secret.read(Path(self.password_file), "-ip"))
 
 
 class KeptOutput(Model):
@@ -76,7 +93,8 @@ class KeptOutput(Model):
 class WarmDisk(Model):
     """A disk of the source. ``path``: its local file.
 
-    ``device`` and ``location``: its name in a libvirt guest, and where that says it is.
+    ``device`` and ``location``: its name in a libvirt guest (of VMware's: its number there), and
+    where that says it is.
     """
 
     index: int
@@ -85,6 +103,16 @@ class WarmDisk(Model):
     device: str | None = None
     location: str = ""
     path: str | None = None
+
+
+class KeptMachine(Model):
+    """A virtual machine of VMware's. ``moref``: its reference there.
+
+    ``was_tracked``: whether change tracking was on before this run.
+    """
+
+    moref: str
+    was_tracked: bool
 
 
 class PassDisk(Model):
@@ -141,6 +169,7 @@ class WarmState(Model):
     socket_dir: str | None = None
     bitmap: str | None = None
     disks: list[WarmDisk]
+    machine: KeptMachine | None = None
     base: str | None = None
     is_whole: bool = False
     current: Pass | None = None

@@ -65,6 +65,8 @@ class VmwareInput(Input):
     """It, as messages name it."""
     retry: ClassVar[Retry] = SERVER_RETRY
     """What its disks are read with."""
+    accepts_running = False
+    """Whether the guest may run: a snapshot of it is read, or none of its disks yet."""
 
     def __init__(
         self,
@@ -133,7 +135,8 @@ class VmwareInput(Input):
         except SourceError as error:
             error.hint = _hint(error.message) or error.hint
             raise
-        refuse_active(found, self._uri.text)
+        if not self.accepts_running:
+            refuse_active(found, self._uri.text)
         domain = parse_domain(found.xml, f"the guest ‘{found.name}’")
         for warning in domain.warnings:
             reporter.warning(warning)
