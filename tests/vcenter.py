@@ -14,12 +14,12 @@ import re
 import ssl
 import subprocess
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import parse_qs, unquote, urlsplit
 from xml.sax.saxutils import escape
 
@@ -106,6 +106,26 @@ class Request:
     status: int
 
 
+class Machine(Protocol):
+    """What more there is to ask about the virtual machine, or to have it do."""
+
+    def inventory(self) -> dict[tuple[str, str], Mapping[str, Any]]:
+        """Properties of objects: those of the virtual machine, and of others."""
+        ...
+
+    def call(self, name: str, call: etree._Element) -> str | Fault | None:
+        """Return the XML of what a call returns, or its fault; None: there is no such call."""
+        ...
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A fault of the SOAP API: its type (``FileFault``) and what it says."""
+
+    type: str
+    text: str
+
+
 class VCenter:
     """A running server; ``with VCenter(folder, guest) as vcenter``."""
 
@@ -126,6 +146,8 @@ class VCenter:
         self.session_lasts = 1 << 60
         self.before: Callable[[str, str], str | None] = lambda method, path: None
         """What goes wrong with a request for a file: ``503``, ``drop``, ``half``, or nothing."""
+        self.machine: Machine | None = None
+        """What answers for the virtual machine beyond what libvirt asks."""
         self._numbers = itertools.count(1)
         self._lock = threading.Lock()
         self.server: ThreadingHTTPServer | None = None
@@ -177,6 +199,7 @@ class VCenter:
         cookie = headers.get("Cookie")
         if cookie is not None:
             with self._lock:
+                cookie = cookie.partition(";")[0].strip()  # pyvmomi sends its attributes, too
                 left = self.sessions.get(cookie, 0)
                 if left > 0:
                     self.sessions[cookie] = left - 1
@@ -308,6 +331,9 @@ class _Handler(BaseHTTPRequestHandler):
         name = etree.QName(call).localname
         self.server.vcenter.soap.append(name)
         status, text = self._call(name, call)
+        if status == 0:
+            self.close_connection = True
+            return
         body = (
             '<?xml version="1.0"?><soapenv:Envelope '
             'xmlns:soapenv="http://schemas.xmlsoap.org/soap/envelope/" '
@@ -330,10 +356,14 @@ class _Handler(BaseHTTPRequestHandler):
         def argument(of: str) -> str:
             return call.findtext(f"{_VIM}{of}") or ""
 
-        def fault(text: str) -> tuple[int, str]:
+        def fault(text: str, kind: str = "") -> tuple[int, str]:
+            detail = ""
+            if kind:
+                of_type = f'xmlns="urn:vim25" xsi:type="{kind}"'
+                detail = f"<detail><{kind}Fault {of_type}/></detail>"
             return 500, (
                 "<soapenv:Fault><faultcode>ServerFaultCode</faultcode>"
-                f"<faultstring>{escape(text)}</faultstring></soapenv:Fault>"
+                f"<faultstring>{escape(text)}</faultstring>{detail}</soapenv:Fault>"
             )
 
         def answer(*values: str, of: str = "") -> tuple[int, str]:
@@ -351,7 +381,10 @@ class _Handler(BaseHTTPRequestHandler):
             case "Login":
                 given = (argument("userName"), argument("password"))
                 if given != (vcenter.user, vcenter.password):
-                    return fault("Cannot complete login due to an incorrect user name or password.")
+                    return fault(
+                        "Cannot complete login due to an incorrect user name or password.",
+                        "InvalidLogin",
+                    )
                 return answer(_SESSION.format(user=escape(vcenter.user)))
             case "Logout":
                 return answer()
@@ -364,7 +397,22 @@ class _Handler(BaseHTTPRequestHandler):
                     f"</returnval></{name}Response>"
                 )
             case "RetrieveProperties":
-                return answer(*_retrieve(_inventory(vcenter.guest), call))
+                inventory = _inventory(vcenter.guest)
+                if vcenter.machine is not None:
+                    for ref, properties in vcenter.machine.inventory().items():
+                        there = inventory.get(ref)
+                        inventory[ref] = properties if there is None else {**there, **properties}
+                try:
+                    return answer(*_retrieve(inventory, call))
+                except KeyError:
+                    return fault("The object has been deleted.", "ManagedObjectNotFound")
+        told = None if vcenter.machine is None else vcenter.machine.call(name, call)
+        if isinstance(told, Fault):
+            return fault(told.text, told.type)
+        if told == "drop":
+            return 0, ""
+        if told is not None:
+            return 200, f'<{name}Response xmlns="urn:vim25">{told}</{name}Response>'
         return fault(f"{name} is not known here")
 
 
@@ -392,7 +440,7 @@ _SESSION = (
     f"<loginTime>{_NOW}</loginTime><lastActiveTime>{_NOW}</lastActiveTime>"
     "<locale>en</locale><messageLocale>en</messageLocale>"
 )
-_Inventory = dict[tuple[str, str], dict[str, Any]]
+_Inventory = dict[tuple[str, str], Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -470,7 +518,7 @@ def _retrieve(inventory: _Inventory, call: etree._Element) -> Iterator[str]:
                     yield _object(ref, inventory[ref.type, ref.id], wanted)
 
 
-def _object(ref: _Ref, properties: dict[str, Any], wanted: list[str]) -> str:
+def _object(ref: _Ref, properties: Mapping[str, Any], wanted: list[str]) -> str:
     told = "".join(
         f"<propSet><name>{name}</name>{_value(properties[name])}</propSet>"
         for name in wanted

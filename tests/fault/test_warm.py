@@ -411,7 +411,7 @@ def test_a_signal_between_two_passes(place: Place) -> None:
         (("sync", "--state", "x", "-o", "local"), "warm sync takes no -o"),
         (("start", "--state", "x", "--root", "first", "g"), "given to v2v-async warm cutover"),
         (("start", "--state", "x", "--run", "ls", "g"), "given to v2v-async warm cutover"),
-        (("start", "--state", "x", "-ip", "file", "g"), "takes no password"),
+        (("start", "--state", "x", "-op", "file", "g"), "takes no password"),
         (("start", "--state", "x", "--shutdown", "g"), "warm start takes no --shutdown"),
         (("sync", "--state", "x", "g"), "‘g’ is too much"),
         (("cutover", "--state", "x", "--shutdown=soon"), "a time such as 5m"),

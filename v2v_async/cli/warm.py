@@ -7,6 +7,7 @@ import sys
 import time
 from argparse import ArgumentParser
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -190,9 +191,10 @@ def _run(command: str, words: virt_v2v.Words) -> int:
             copy,
             None if folder is None else Path(folder),
             words.last("--bitmap"),
-            None if password is None else Path(password),
         )
-        if password is None and started.input.password is not None:
+        if started.input.password is not None and password is not None:
+            started = replace(started, password_file=Path(password))
+        elif started.input.password is not None:
             raise UsageError(
                 "warm start needs -ip FILE: the passes to come read the password again"
             )
