@@ -15,6 +15,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import jsonschema
 import pytest
 
 from tests import libvirtd
@@ -202,6 +203,11 @@ def test_what_cutover_and_status_say(place: Place) -> None:
     told = place.does("status")
     for said in ("2 disks, the source tells what changes", "pass 1", "pass 2", "disk 1: "):
         assert said in told
+    schema = json.loads((ROOT / "docs" / "schema" / "warm-status.json").read_text())
+    status = place.status()
+    jsonschema.validate(status, schema)
+    assert status["is_busy"] is False
+    assert len(status["forecast"]["disks"]) == 2  # type: ignore[index]
     refused = place.run("cutover")
     assert refused.returncode == 1
     assert "the guest ‘g’ is running" in refused.stderr

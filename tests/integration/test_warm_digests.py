@@ -8,6 +8,7 @@ import random
 import signal
 import subprocess
 import sys
+from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from tests.integration.test_input_disk import quiet
 from tests.waiting import wait_until
 from tests.warm_guest import warm_guest
 from v2v_async.copy.ranges import Ranges
+from v2v_async.copy.throttle import Throttle
 from v2v_async.errors import CopyError
 from v2v_async.events import Bytes
 from v2v_async.server import running_servers
@@ -27,6 +29,19 @@ from v2v_async.v2vdir import V2VDir
 from v2v_async.warm.compare import BLOCK, copy_different, empty_table, read_table, save_table
 
 CONVERTED = b"converted" + bytes(4087)
+
+
+class Counting(Throttle):
+    """Lets through what it counts; of those who ask the first time each has to ask again."""
+
+    taken = 0
+
+    def take(self, length: int, who: Hashable = None, disk: Hashable = None) -> float:
+        if not self.taken:
+            self.taken = 1
+            return 0.001
+        self.taken += length
+        return 0.0
 
 
 @pytest.mark.anyio
@@ -66,6 +81,9 @@ async def test_only_what_differs_is_written(short_tmp: Path, image_format: str) 
         rest = await copied()
         assert rest.copied == BLOCK
         assert rest.zero <= 3 * BLOCK
+        rates = Counting(1 << 40)
+        await copy_different(far.endpoint, near.endpoint, table, quiet.for_disk(1), throttle=rates)
+        assert 0 < rates.taken <= size
         rebuilt = empty_table(size)
         await copy_different(near.endpoint, None, rebuilt, quiet.for_disk(1))
         assert rebuilt == table
@@ -157,6 +175,37 @@ def test_a_file_that_somebody_writes(short_tmp: Path) -> None:
     place.does("cutover")
     place.assert_migrated(before)
     assert source.read_bytes() == before
+
+
+# The third block is not what was written.
+_SPOILT = """
+import sys
+from v2v_async.warm import migration
+real = migration.copy_different
+
+async def spoilt(source, target, table, *more):
+    landed = await real(source, target, table, *more)
+    if target is None:
+        table[40] ^= 1
+    return landed
+
+migration.copy_different = spoilt
+from v2v_async.cli.main import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_verified(short_tmp: Path) -> None:
+    """The target is read again, and has to hold what was digested."""
+    source = fragmented(short_tmp / "source.img", 12 * MIB)
+    place = Place(short_tmp, "-i", "disk", str(source))
+    done = place.run("start", "--verify", script=_SPOILT)
+    assert done.returncode == 1
+    assert "does not hold what was written" in done.stderr
+    place.does("sync", "--verify", "--bandwidth=1G")
+    change(source, 3 * BLOCK, b"new" * 5000)
+    place.does("cutover", "--verify")
+    place.assert_migrated(source.read_bytes())
 
 
 # Dies when the target has been written, and nothing of that is noted.

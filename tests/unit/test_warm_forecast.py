@@ -51,6 +51,7 @@ def test_the_rates_and_what_is_left() -> None:
     assert found.throughput == pytest.approx(10 * GIB / 100)
     assert [disk.dirty_rate for disk in found.disks] == [MIB, 0.024 * MIB]
     assert [disk.left for disk in found.disks] == [100 * MIB, round(2.4 * MIB)]
+    assert [disk.downtime_s for disk in found.disks] == pytest.approx([1, 0.024], rel=0.03)
     assert found.downtime_s == pytest.approx(10 + 1)
     # Another sync takes 11 s, and leaves what was written meanwhile.
     assert found.next_downtime_s == pytest.approx(10 + 11 * 1.024 / 102.4, rel=1e-3)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from argparse import ArgumentParser
@@ -249,23 +248,17 @@ def _duration(option: str, text: str, wanted: str) -> float:
 
 
 def _status(path: Path, *, as_json: bool) -> int:
-    from v2v_async.warm.forecast import forecast
     from v2v_async.warm.state import WarmFolder
+    from v2v_async.warm.status import look
 
-    folder = WarmFolder(path)
-    state = folder.read()
-    found = forecast(state.passes, time.time())
+    state = look(WarmFolder(path))
+    found = state.forecast
     if as_json:
-        from dataclasses import asdict
-
-        told = state.model_dump(mode="json")
-        told["is_busy"] = folder.is_busy
-        told["forecast"] = None if found is None else asdict(found)
-        Sink(sys.stdout)(json.dumps(told, indent=1) + "\n")
+        Sink(sys.stdout)(state.model_dump_json(indent=1) + "\n")
         return 0
     from v2v_async.warm.start import told as in_words
 
-    lines = [_first_line(state, is_busy=folder.is_busy)]
+    lines = [_first_line(state, is_busy=state.is_busy)]
     for each in state.passes[-10:]:
         when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(each.began))
         what = "all of it" if each.is_all else f"{format_size(each.changed)} changed"
@@ -276,7 +269,8 @@ def _status(path: Path, *, as_json: bool) -> int:
     if found is not None:
         lines.append(in_words(found))
         lines += [
-            f"  disk {disk.index}: {format_size(disk.dirty_rate)}/s, {format_size(disk.left)} left"
+            f"  disk {disk.index}: {format_size(disk.dirty_rate)}/s, {format_size(disk.left)} left, "
+            f"{format_lapse(disk.downtime_s)} of it"
             for disk in found.disks
         ]
     elif state.is_whole:

@@ -16,15 +16,18 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
+import time
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from threading import get_ident
 
 import anyio
 import anyio.to_thread
 
 from v2v_async.connection import export_info
 from v2v_async.copy.ranges import Ranges
+from v2v_async.copy.throttle import Throttle, request_limit
 from v2v_async.durable import sync
 from v2v_async.errors import CopyError, NbdError, V2VError, most_telling
 from v2v_async.events import Bytes, Reporter
@@ -78,11 +81,13 @@ async def copy_different(
     table: bytearray,
     reporter: Reporter,
     only: Ranges | None = None,
+    throttle: Throttle | None = None,
 ) -> Bytes:
     """Write to ``target`` what differs from the table, and note it there; flush at the end.
 
-    ``target`` None: only note it. ``only``: nothing else is looked at. What did not differ counts
-    as resumed. When this raises or is cancelled the table is of no use any more.
+    ``target`` None: only note it. ``only``: nothing else is looked at. ``throttle``: of what is
+    read. What did not differ counts as resumed. When this raises or is cancelled the table is of no
+    use any more.
 
     Raises:
         CopyError: the disk failed.
@@ -94,7 +99,7 @@ async def copy_different(
             f"the target has {ends[-1].size} bytes, the source has {ends[0].size}",
             disk=reporter.disk,
         )
-    work = _Work(source, target, ends, table, only)
+    work = _Work(source, target, ends, table, only, throttle)
     threads = _THREADS if all(end.can_multi_conn for end in ends) else 1
     began = anyio.current_time()
     reporter.emit("started", bytes=work.landed())
@@ -156,6 +161,7 @@ class _Work:
     ends: list[ExportInfo]
     table: bytearray
     only: Ranges | None
+    throttle: Throttle | None = None
     is_stopping: bool = False
     running: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -229,11 +235,28 @@ class _Work:
                 if extent.is_zero:
                     self._zeroes(extent.offset, extent.length, target)
                     continue
-                for at in range(extent.offset, extent.end, _REQUEST):
-                    if self.is_stopping:
+                at = extent.offset
+                while at < extent.end:
+                    size = min(self._request(), extent.end - at)
+                    if not self._may_read(size):
                         return
-                    size = min(_REQUEST, extent.end - at, self.ends[0].maximum_block)
                     self._data(at, source.read_now(size, at), target)
+                    at += size
+
+    def _request(self) -> int:
+        """Return how much is read at once: whole blocks, that keep the rate smooth."""
+        limit = None if self.throttle is None else request_limit(self.throttle.rate)
+        most = min(_REQUEST, self.ends[0].maximum_block, limit or _REQUEST)
+        return max(BLOCK, most // BLOCK * BLOCK)
+
+    def _may_read(self, length: int) -> bool:
+        """Wait for the throttle; return whether the work goes on."""
+        while not self.is_stopping:
+            wait = 0.0 if self.throttle is None else self.throttle.take(length, get_ident(), self)
+            if wait == 0:
+                return True
+            time.sleep(wait)
+        return False
 
     def _wanted(self, offset: int, length: int) -> list[tuple[int, int]]:
         """Return the (offset, length) of a window that are to be looked at, in whole blocks."""

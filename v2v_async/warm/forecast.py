@@ -18,11 +18,15 @@ _WORTH = 0.9
 
 @dataclass(frozen=True, slots=True)
 class DiskForecast:
-    """``dirty_rate`` is bytes a second; ``left`` the bytes that a cutover would copy."""
+    """``dirty_rate`` is bytes a second; ``left`` the bytes that a cutover would copy.
+
+    ``downtime_s``: what they add to the downtime.
+    """
 
     index: int
     dirty_rate: float
     left: int
+    downtime_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +79,9 @@ def forecast(passes: Sequence[Pass], now: float) -> Forecast | None:
     disks = []
     for disk in last.disks:
         rate = disk.changed / period_s
-        disks.append(DiskForecast(disk.index, rate, round(rate * since_s)))
-    downtime_s = always_s + sum(disk.left for disk in disks) / throughput
+        left = round(rate * since_s)
+        disks.append(DiskForecast(disk.index, rate, left, left / throughput))
+    downtime_s = always_s + sum(disk.downtime_s for disk in disks)
     dirty_rate = sum(disk.dirty_rate for disk in disks)
     return Forecast(
         throughput=throughput,

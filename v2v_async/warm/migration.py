@@ -20,9 +20,10 @@ from pathlib import Path
 
 import anyio
 
+from v2v_async.copy.engine import own_rate
 from v2v_async.copy.ranges import Ranges
 from v2v_async.copy.step import copy_ranges
-from v2v_async.errors import SourceError, TargetError, UsageError, V2VError
+from v2v_async.errors import CopyError, SourceError, TargetError, UsageError, V2VError
 from v2v_async.events import Bytes, Reporter
 from v2v_async.in_place.journal import Journal
 from v2v_async.libvirt_connection import refuse_active
@@ -176,7 +177,7 @@ class Migration:
                     opened = await self._open(stack, since, mark, servers, mine)
                 async with step("copy", self.v2vdir, self.reporter) as mine:
                     if self.state.method == "digests":
-                        disks = await self._copy_different(opened, had_died, mine)
+                        disks = await self._copy_different(opened, had_died, options, mine)
                     else:
                         disks = await self._copy_ranges(opened, options, mine)
             if opened.is_off and _stamps(self.state) != stamps:
@@ -290,7 +291,7 @@ class Migration:
         ]
 
     async def _copy_different(
-        self, opened: Opened, had_died: bool, reporter: Reporter
+        self, opened: Opened, had_died: bool, options: CopyOptions, reporter: Reporter
     ) -> list[PassDisk]:
         """Copy by digests, one disk after the other: reading it is what takes the time."""
         done = []
@@ -309,7 +310,12 @@ class Migration:
                     mine.message("the target is read first: a pass over it did not come to its end")
                     await copy_different(target, None, table, _quietly(mine))
             # From now on the table is of no use to others: `current` says that the pass had begun.
-            landed = await copy_different(delta.endpoint, target, table, mine, delta.ranges)
+            async with own_rate(options, mine) as throttle:
+                landed = await copy_different(
+                    delta.endpoint, target, table, mine, delta.ranges, throttle
+                )
+            if options.verify:
+                await _verify(target, table, mine)
             save_table(path, table)
             done.append(_done(disk.index, landed, None))
         return done
@@ -400,6 +406,22 @@ def _told(done: Pass) -> str:
         f"pass {done.number}: {what}, {format_size(done.copied)} copied in "
         f"{format_lapse(done.duration_s)}"
     )
+
+
+async def _verify(target: str, table: bytearray, reporter: Reporter) -> None:
+    """See that a target holds what a table says.
+
+    Raises:
+        CopyError: it does not, or can't be read.
+    """
+    found = bytearray(len(table))
+    await copy_different(target, None, found, _quietly(reporter))
+    if found != table:
+        raise CopyError(
+            "the target does not hold what was written to it",
+            disk=reporter.disk,
+            hint="something is wrong with the storage; sync reads the target anew",
+        )
 
 
 def _quietly(reporter: Reporter) -> Reporter:
