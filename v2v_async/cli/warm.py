@@ -269,7 +269,8 @@ def _status(path: Path, *, as_json: bool) -> int:
     if found is not None:
         lines.append(in_words(found))
         lines += [
-            f"  disk {disk.index}: {format_size(disk.dirty_rate)}/s, {format_size(disk.left)} left, "
+            f"  disk {disk.index}: {format_size(disk.dirty_rate)}/s, "
+            f"{format_size(disk.left)} left, "
             f"{format_lapse(disk.downtime_s)} of it"
             for disk in found.disks
         ]
