@@ -8,12 +8,28 @@ from pathlib import Path
 
 import pytest
 
+from tests.e2e.filesystems import filesystems
 from tests.e2e.test_convert import Place
 from tests.integration.servers import digest
 
-pytestmark = [pytest.mark.appliance, pytest.mark.usefixtures("converting_once")]
+pytestmark = pytest.mark.appliance
 
 
+def test_what_a_filesystem_check_and_checksums_see(short_tmp: Path, phony_guest: Path) -> None:
+    """Two conversions, each of its own: while one works, what it works on is copied."""
+    place = Place(short_tmp)
+    given = ["-i", "disk", str(phony_guest / "system.img"), "-o", "local", "-os", str(place.out)]
+    made = {}
+    for overlap in ("off", "on"):
+        done = place.run(*given, "-on", overlap, f"--overlap={overlap}")
+        assert done.returncode == 0, done.stderr
+        made[overlap] = filesystems(place.out / f"{overlap}-sda", "raw")
+    assert made["on"] == made["off"]
+    assert {each.get("check", 0) for each in made["on"].values()} == {0}
+    assert sum(len(each["files"]) for each in made["on"].values()) > 10
+
+
+@pytest.mark.usefixtures("converting_once")
 @pytest.mark.parametrize("format_", ["raw", "qcow2"])
 def test_the_phony_guest(short_tmp: Path, phony_guest: Path, format_: str) -> None:
     place = Place(short_tmp)
