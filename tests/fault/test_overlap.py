@@ -17,8 +17,11 @@ from pathlib import Path
 import anyio
 import pytest
 
+from tests.conftest import require
 from tests.fault.test_guest_faults import Place, kill_server, quiet, replay, when
 from tests.integration.servers import MIB, digest
+from tests.waiting import until
+from v2v_async import server
 from v2v_async.clean import clean
 from v2v_async.errors import ServerError, UsageError, V2VError
 from v2v_async.events import Bytes, Event, Reporter
@@ -279,6 +282,29 @@ async def test_what_can_not_be_copied_early_is_refused(
     await convert_guest(auto, Reporter(events.append, "t"), tmpdir=place.tmp)
     steps = [event.step for event in events if event.type == "started" and event.disk is None]
     assert steps.index("convert") < steps.index("output") < steps.index("copy")
+
+
+async def test_a_server_that_takes_one_client(
+    place: Place, short_tmp: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The conversion has it, so that nothing can be copied: it is said why, and nothing is made."""
+    require("qemu-nbd")
+    monkeypatch.setattr(server, "READY_TIMEOUT_S", 10.0)
+    socket = short_tmp / "one"
+    argv = ["qemu-nbd", "-t", "-r", "-f", "raw", f"--socket={socket}", str(place.disks[0])]
+    alone = subprocess.Popen(argv)
+    try:
+        await until(socket.exists, "it serves")
+        options = place.options()
+        given = replace(options.input, arguments=(f"nbd+unix:///?socket={socket}",), format=None)
+        options = overlapped(replace(options, input=given))
+        with pytest.raises(ServerError, match="plain1") as caught:
+            await convert_guest(options, quiet(), tmpdir=place.tmp)
+        assert "one client only" in (caught.value.hint or "")
+        place.assert_nothing_left()
+    finally:
+        alone.kill()
+        alone.wait()
 
 
 @pytest.mark.parametrize("mode", ["local", "qemu", "json", "kubevirt", "null"])

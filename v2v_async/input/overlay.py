@@ -24,7 +24,8 @@ from pathlib import Path
 from typing import Literal, Protocol, get_args
 
 from v2v_async import nbdkit, qemu_img, qemu_nbd
-from v2v_async.errors import SourceError, UsageError, V2VError
+from v2v_async.connection import connected
+from v2v_async.errors import ServerStartError, SourceError, UsageError, V2VError
 from v2v_async.input import kept
 from v2v_async.input.checking import raise_problems
 from v2v_async.input.image import (
@@ -237,7 +238,21 @@ async def _serve_plain(source: DiskSource, index: int, v2vdir: V2VDir, servers: 
         is_served = isinstance(source.image, PluginImage)
         base = v2vdir.path / f"in{index}.base" if is_served else None
         command = qemu_nbd.serve_read_only(backing_name(source, base), source.format, socket)
-    await servers.start(f"plain{index}", command, log=v2vdir.log("input", index))
+    log = v2vdir.log("input", index)
+    if not source.is_remote:
+        await servers.start(f"plain{index}", command, log=log)
+        return
+    # Both at once, as they will be: a server that takes one client would let the copy wait for the
+    # whole conversion.
+    async with connected(str(v2vdir.source_socket(index))):
+        try:
+            await servers.start(f"plain{index}", command, log=log)
+        except ServerStartError as error:
+            error.hint = (
+                f"‘{source.image.shown}’ is read twice, by the conversion and by the copy: does "
+                "its server take one client only? Then leave --overlap out"
+            )
+            raise
 
 
 def choose(wanted: OverlayKind | None, source: DiskSource) -> Overlay:
