@@ -11,6 +11,7 @@ import contextlib
 import os
 import pwd
 import signal
+import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -53,8 +54,8 @@ def session_libvirtd(folder: Path) -> Iterator[str]:
             os.chown(path, user.pw_uid, user.pw_gid)
         ids = [f"--reuid={user.pw_uid}", f"--regid={user.pw_gid}", "--clear-groups"]
         argv = ["setpriv", *ids, *argv]
-    socket = runtime / "libvirt" / "libvirt-sock"
-    with _running(folder, argv, environment, socket, "session") as uri:
+    path = runtime / "libvirt" / "libvirt-sock"
+    with _running(folder, argv, environment, path, "session") as uri:
         yield uri
 
 
@@ -116,17 +117,17 @@ def system_libvirtd(folder: Path) -> Iterator[str]:
     environment = {"PATH": os.environ["PATH"] + ":/usr/sbin:/sbin", "LC_ALL": "C.UTF-8"}
     argv = ["unshare", "--mount", "--net", "--propagation", "private"]
     argv += ["sh", "-ec", _SYSTEM, "sh", str(folder), " ".join(_PRIVATE), BRIDGE]
-    socket = sockets / "libvirt-sock"
-    with _running(folder, argv, environment, socket, "system") as uri:
+    path = sockets / "libvirt-sock"
+    with _running(folder, argv, environment, path, "system") as uri:
         yield uri
 
 
 @contextlib.contextmanager
 def _running(
-    folder: Path, argv: list[str], environment: dict[str, str], socket: Path, kind: str
+    folder: Path, argv: list[str], environment: dict[str, str], path: Path, kind: str
 ) -> Iterator[str]:
-    """Run a daemon that will listen on ``socket``; yield its URI. Its guests end with it."""
-    uri = f"qemu+unix:///{kind}?socket={socket}"
+    """Run a daemon that will listen on ``path``; yield its URI. Its guests end with it."""
+    uri = f"qemu+unix:///{kind}?socket={path}"
     with (folder / "libvirtd.log").open("wb") as log:
         server = subprocess.Popen(
             argv, env=environment, stdout=log, stderr=log, start_new_session=True, cwd="/"
@@ -134,7 +135,7 @@ def _running(
     try:
         # It would tell systemd that it listens, which did not start it.
         wait_until(
-            socket.exists,
+            lambda: _takes(path),
             lambda: f"libvirtd listens: {(folder / 'libvirtd.log').read_text()}",
             within_s=60,
             of=server,
@@ -152,6 +153,12 @@ def _running(
         except subprocess.TimeoutExpired:
             os.killpg(server.pid, signal.SIGKILL)
             server.wait()
+
+
+def _takes(path: Path) -> bool:
+    """Whether a connection is taken. The daemon may be in another network namespace."""
+    with socket.socket(socket.AF_UNIX) as attempt:
+        return attempt.connect_ex(str(path)) == 0
 
 
 @contextlib.contextmanager

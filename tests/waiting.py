@@ -12,6 +12,7 @@ import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import anyio
@@ -19,6 +20,14 @@ import anyio
 _Found = TypeVar("_Found")
 # A test waits half of it too long; most looks take well under 1 ms, so that they cost little.
 _EVERY_S = 0.02
+# Of a socket that listens, in /proc/net/unix (__SO_ACCEPTCON).
+_ACCEPTS = "00010000"
+
+
+def listens(socket: Path) -> bool:
+    """Whether somebody listens on a socket: it is there a moment before. Takes no connection."""
+    lines = Path("/proc/net/unix").read_text().splitlines()
+    return any(line.endswith(f" {socket}") and line.split()[3] == _ACCEPTS for line in lines[1:])
 
 
 def wait_until(

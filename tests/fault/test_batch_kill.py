@@ -12,6 +12,7 @@ import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ import pytest
 from tests.batches import Batch
 from tests.conftest import ROOT, assert_gone
 from tests.integration.servers import MIB
-from tests.waiting import wait_until
+from tests.waiting import listens, wait_until
 
 _READ = re.compile(r" Read id=\d+ offset=\S+ count=0x([0-9a-f]+) ")
 # The copies take longer than all moments together: else a run may end before its last kill.
@@ -53,7 +54,7 @@ def counted_sources(batch: Batch) -> Iterator[list[Path]]:
             words = ", ".join(f'"{uri}"' for uri in uris)
             guests[name] = f'input = {{ type = "disk", source = [{words}] }}'
         for disk in (disk for disks in batch.disks.values() for disk in disks):
-            wait_until(disk.with_suffix(".sock").exists, f"{disk} is served")
+            wait_until(partial(listens, disk.with_suffix(".sock")), f"{disk} is served")
         batch.sources_by_guest = guests
         yield notes
     finally:

@@ -18,7 +18,7 @@ from lxml import etree
 from tests.conftest import ROOT, assert_gone, program, require
 from tests.fault.test_guest_faults import REPLAY
 from tests.integration.servers import MIB, digest, fragmented
-from tests.waiting import wait_until
+from tests.waiting import listens, wait_until
 
 pytestmark = pytest.mark.usefixtures("_installed")
 BLOCK = 65536
@@ -294,7 +294,7 @@ def opened(place: Place) -> Callable[[], None]:
     socket = place.folder / "other"
     argv = ["qemu-nbd", "-t", "-f", "qcow2", f"--socket={socket}", str(place.disks[1])]
     server = subprocess.Popen(argv)
-    wait_until(socket.exists, "it serves", of=server)
+    wait_until(lambda: listens(socket), "it serves", of=server)
 
     def close() -> None:
         server.terminate()

@@ -20,7 +20,7 @@ import pytest
 from tests.conftest import require
 from tests.fault.test_guest_faults import Place, kill_server, quiet, replay, when
 from tests.integration.servers import MIB, digest
-from tests.waiting import until
+from tests.waiting import listens, until
 from v2v_async import server
 from v2v_async.clean import clean
 from v2v_async.errors import ServerError, UsageError, V2VError
@@ -294,7 +294,7 @@ async def test_a_server_that_takes_one_client(
     argv = ["qemu-nbd", "-t", "-r", "-f", "raw", f"--socket={socket}", str(place.disks[0])]
     alone = subprocess.Popen(argv)
     try:
-        await until(socket.exists, "it serves")
+        await until(lambda: listens(socket), "it serves")
         options = place.options()
         given = replace(options.input, arguments=(f"nbd+unix:///?socket={socket}",), format=None)
         options = overlapped(replace(options, input=given))

@@ -18,7 +18,7 @@ from tests.ovirt_upload import Cut, CuttingProxy
 from tests.ovirt_upload import imageio as imageio
 from tests.ovirt_upload import own_imageio as own_imageio
 from tests.services.imageio import Imageio
-from tests.waiting import wait_until
+from tests.waiting import listens, wait_until
 from v2v_async.output.ovirt import imageio as client
 from v2v_async.output.ovirt.imageio import ImageioError, Images
 
@@ -155,7 +155,7 @@ def served(place: Place, short_tmp: Path) -> Iterator[Place]:
     argv = ["qemu-nbd", "--persistent", "--shared=16", f"--socket={path}", "--format=raw"]
     server = subprocess.Popen([*argv, "--discard=unmap", str(place.disk)])
     try:
-        wait_until(path.exists, "qemu-nbd listens", of=server)
+        wait_until(lambda: listens(path), "qemu-nbd listens", of=server)
         place.allow(f"nbd:unix:{path}")
         yield place
         for images in place.opened:
@@ -293,7 +293,7 @@ def test_a_full_disk_is_no_more_than_an_error(place: Place, short_tmp: Path) -> 
     argv += ["error=ENOSPC", "error-pwrite-rate=100%"]
     server = subprocess.Popen(argv)
     try:
-        wait_until(path.exists, "nbdkit listens", of=server)
+        wait_until(lambda: listens(path), "nbdkit listens", of=server)
         place.allow(f"nbd:unix:{path}")
         images = place.opened_images()
         with pytest.raises(ImageioError, match="storage full.*daemon.log") as caught:

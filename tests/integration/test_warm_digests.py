@@ -18,7 +18,7 @@ from tests.conftest import assert_gone, program, require
 from tests.fault.test_guest_faults import REPLAY
 from tests.integration.servers import MIB, fragmented, serve, serve_qcow2
 from tests.integration.test_input_disk import quiet
-from tests.waiting import wait_until
+from tests.waiting import listens, wait_until
 from tests.warm_guest import warm_guest
 from v2v_async.copy.ranges import Ranges
 from v2v_async.copy.throttle import Throttle
@@ -246,7 +246,7 @@ def test_the_dirty_bitmap_of_an_export(short_tmp: Path) -> None:
     uri = f"nbd+unix:///?socket={socket}"
     server = subprocess.Popen([*argv, "--shared=0"])
     try:
-        wait_until(socket.exists, "it serves", of=server)
+        wait_until(lambda: listens(socket), "it serves", of=server)
         place = Place(short_tmp, "-i", "disk", "--bitmap", "moves", uri)
         assert "dirty in the bitmap" in place.does("start")
         for offset in (5 * BLOCK, 99 * BLOCK):

@@ -28,7 +28,7 @@ from lxml import etree
 
 from tests.services.imageio import Imageio
 from tests.vcenter import make_certificate
-from tests.waiting import wait_until
+from tests.waiting import listens, wait_until
 
 USER, PASSWORD = "admin@internal", "s3cr€t &%+\"'"
 ROOT = "/ovirt-engine"
@@ -181,7 +181,7 @@ class Engine:
         transfer.server = subprocess.Popen(
             [*argv, "--discard=unmap", "--cache=writeback", str(disk.path)]
         )
-        wait_until(path.exists, "qemu-nbd listens", of=transfer.server)
+        wait_until(lambda: listens(path), "qemu-nbd listens", of=transfer.server)
         self.every_ticket.append(transfer.ticket)
         self.imageio.add_ticket(
             {
