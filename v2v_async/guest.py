@@ -12,13 +12,9 @@ Where it is worth it (``overlap.py``), 3 comes before 2, and 4 begins with 2.
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
-import anyio
-
 from v2v_async.convert.networks import NetworkMap
-from v2v_async.errors import V2VError
 from v2v_async.events import Reporter
 from v2v_async.input.registry import parse_input
 from v2v_async.model import SourceGuest, TargetGuest
@@ -34,6 +30,7 @@ from v2v_async.steps import (
     run_finalize,
     run_input,
     run_output_setup,
+    telling_guest,
     v2v_directory,
 )
 
@@ -56,11 +53,8 @@ async def convert_guest(
 
     source = await preflight(source_input, output, options.output.name, tmpdir, reporter)
     overlap = decide(options, source, output)
-    mine = reporter.for_guest(source.name)
-    began = time.monotonic()
-    mine.emit("started", details=_summary(source))
-    overlap.tell(mine)
-    try:
+    async with telling_guest(reporter, source.name, _summary(source)) as mine:
+        overlap.tell(mine)
         async with (
             v2v_directory(tmpdir, mine, undo=output.abandon) as v2vdir,
             running_servers(v2vdir) as servers,
@@ -77,21 +71,6 @@ async def convert_guest(
                 await run_copy(v2vdir, source, options.copy, mine)
             await servers.stop_all()
             await run_finalize(v2vdir, output, target, mine)
-    except V2VError as error:
-        error.locate(guest=source.name)
-        mine.emit(
-            "failed",
-            error.message,
-            hint=error.hint,
-            offset=error.offset,
-            log=str(error.log) if error.log else None,
-            duration_s=time.monotonic() - began,
-        )
-        raise
-    except anyio.get_cancelled_exc_class():
-        mine.emit("cancelled", duration_s=time.monotonic() - began)
-        raise
-    mine.emit("finished", duration_s=time.monotonic() - began)
     return target
 
 

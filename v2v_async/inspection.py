@@ -8,12 +8,9 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-import anyio
 
 from v2v_async import appliance
 from v2v_async.connection import connected, count_data
@@ -21,14 +18,14 @@ from v2v_async.convert.inspector_xml import inspector_xml
 from v2v_async.convert.properties import to_inspection
 from v2v_async.convert.secrets import secret_files
 from v2v_async.emulation import emulation_environment
-from v2v_async.errors import SourceError, V2VError
+from v2v_async.errors import SourceError
 from v2v_async.events import Reporter
 from v2v_async.input.registry import parse_input
 from v2v_async.kvm import appliance_environment, probe_kvm
 from v2v_async.model import InspectedDisk, InspectedGuest, SourceGuest
 from v2v_async.options import InspectOptions
 from v2v_async.server import running_servers
-from v2v_async.steps import look_at_source, run_input, step, v2v_directory
+from v2v_async.steps import look_at_source, run_input, step, telling_guest, v2v_directory
 from v2v_async.v2vdir import V2VDir
 
 
@@ -43,22 +40,14 @@ async def inspect_guest(
     """
     source_input = parse_input(options.input)
     source = await look_at_source(source_input, reporter)
-    mine = reporter.for_guest(source.name)
-    began = time.monotonic()
-    mine.emit("started")
-    try:
-        async with v2v_directory(tmpdir, mine) as v2vdir, running_servers(v2vdir) as servers:
-            source = await run_input(v2vdir, source_input, servers, mine)
-            async with step("inspect", v2vdir, mine):
-                found = await _inspect(v2vdir, source, options)
-    except V2VError as error:
-        error.locate(guest=source.name)
-        mine.emit("failed", error.message, hint=error.hint, duration_s=time.monotonic() - began)
-        raise
-    except anyio.get_cancelled_exc_class():
-        mine.emit("cancelled", duration_s=time.monotonic() - began)
-        raise
-    mine.emit("finished", duration_s=time.monotonic() - began)
+    async with (
+        telling_guest(reporter, source.name) as mine,
+        v2v_directory(tmpdir, mine) as v2vdir,
+        running_servers(v2vdir) as servers,
+    ):
+        source = await run_input(v2vdir, source_input, servers, mine)
+        async with step("inspect", v2vdir, mine):
+            found = await _inspect(v2vdir, source, options)
     return found
 
 

@@ -8,7 +8,7 @@ it is in the directory.
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -48,6 +48,33 @@ async def step(name: str, v2vdir: V2VDir, reporter: Reporter) -> AsyncIterator[R
             logs = (v2vdir.log(name, error.disk), v2vdir.log(name))
             error.locate(step=name, log=next((log for log in logs if log.exists()), None))
         mine.emit("failed", error.message, duration_s=time.monotonic() - began)
+        raise
+    except anyio.get_cancelled_exc_class():
+        mine.emit("cancelled", duration_s=time.monotonic() - began)
+        raise
+    mine.emit("finished", duration_s=time.monotonic() - began)
+
+
+@asynccontextmanager
+async def telling_guest(
+    reporter: Reporter, guest: str, details: Mapping[str, object] | None = None
+) -> AsyncIterator[Reporter]:
+    """Say that work on a guest begins and how it ends; errors learn which guest it is."""
+    mine = reporter.for_guest(guest)
+    began = time.monotonic()
+    mine.emit("started", details=None if details is None else dict(details))
+    try:
+        yield mine
+    except V2VError as error:
+        error.locate(guest=guest)
+        mine.emit(
+            "failed",
+            error.message,
+            hint=error.hint,
+            offset=error.offset,
+            log=str(error.log) if error.log else None,
+            duration_s=time.monotonic() - began,
+        )
         raise
     except anyio.get_cancelled_exc_class():
         mine.emit("cancelled", duration_s=time.monotonic() - began)

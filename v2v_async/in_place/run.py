@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import os
 import stat
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -37,7 +36,14 @@ from v2v_async.options import ConvertOptions, InPlaceOptions, InputOptions
 from v2v_async.preflight import check_scratch
 from v2v_async.qemu_img import SECTOR
 from v2v_async.server import Servers, running_servers
-from v2v_async.steps import look_at_source, run_convert, run_input, step, v2v_directory
+from v2v_async.steps import (
+    look_at_source,
+    run_convert,
+    run_input,
+    step,
+    telling_guest,
+    v2v_directory,
+)
 from v2v_async.v2vdir import V2VDir, default_parent
 
 KINDS = ("disk", "libvirt", "libvirtxml")
@@ -66,10 +72,7 @@ async def convert_in_place(
     check_scratch(tmpdir or default_parent())
     await virt_v2v_in_place.probe()
     path = None if options.report in (None, "-") else Path(options.report or "").absolute()
-    mine = reporter.for_guest(source.name)
-    began = time.monotonic()
-    mine.emit("started")
-    try:
+    async with telling_guest(reporter, source.name) as mine:
         with new_journal() as journal:
             async with v2v_directory(tmpdir, mine) as v2vdir, running_servers(v2vdir) as servers:
                 if options.direct:
@@ -86,20 +89,6 @@ async def convert_in_place(
                         _check_unwritten(disks, stamps)
                         await landing.serve_disks(v2vdir, disks, servers)
                         await landing.commit_and_write(journal, what, v2vdir, land)
-    except V2VError as error:
-        error.locate(guest=source.name)
-        mine.emit(
-            "failed",
-            error.message,
-            hint=error.hint,
-            log=str(error.log) if error.log else None,
-            duration_s=time.monotonic() - began,
-        )
-        raise
-    except anyio.get_cancelled_exc_class():
-        mine.emit("cancelled", duration_s=time.monotonic() - began)
-        raise
-    mine.emit("finished", duration_s=time.monotonic() - began)
     return report
 
 

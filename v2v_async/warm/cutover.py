@@ -28,8 +28,8 @@ from v2v_async.model import TargetGuest
 from v2v_async.options import ConvertOptions, CopyOptions
 from v2v_async.preflight import check_scratch
 from v2v_async.server import running_servers
-from v2v_async.steps import run_convert, run_finalize, step
-from v2v_async.warm.migration import Migration, telling_guest
+from v2v_async.steps import run_convert, run_finalize, step, telling_guest
+from v2v_async.warm.migration import Migration
 from v2v_async.warm.start import remove
 from v2v_async.warm.state import WarmFolder
 

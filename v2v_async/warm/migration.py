@@ -14,16 +14,14 @@ from __future__ import annotations
 import os
 import stat
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Iterator
+from contextlib import AsyncExitStack
 from pathlib import Path
-
-import anyio
 
 from v2v_async.copy.engine import own_rate
 from v2v_async.copy.ranges import Ranges
 from v2v_async.copy.step import copy_ranges
-from v2v_async.errors import CopyError, SourceError, TargetError, UsageError, V2VError
+from v2v_async.errors import CopyError, SourceError, TargetError, UsageError
 from v2v_async.events import Bytes, Reporter
 from v2v_async.in_place.journal import Journal
 from v2v_async.libvirt_connection import refuse_active
@@ -350,31 +348,6 @@ class Migration:
         if missing:
             raise TargetError(f"‘{missing[0]}’ has not been made")
         return [found[final] for final in finals]
-
-
-@asynccontextmanager
-async def telling_guest(reporter: Reporter, guest: str) -> AsyncIterator[None]:
-    """Say that work on a guest begins and how it ends; errors learn which guest it is."""
-    mine = reporter.for_guest(guest)
-    began = time.monotonic()
-    mine.emit("started")
-    try:
-        yield
-    except V2VError as error:
-        error.locate(guest=guest)
-        mine.emit(
-            "failed",
-            error.message,
-            hint=error.hint,
-            offset=error.offset,
-            log=str(error.log) if error.log else None,
-            duration_s=time.monotonic() - began,
-        )
-        raise
-    except anyio.get_cancelled_exc_class():
-        mine.emit("cancelled", duration_s=time.monotonic() - began)
-        raise
-    mine.emit("finished", duration_s=time.monotonic() - began)
 
 
 def _stamps(state: WarmState) -> list[tuple[int, ...]] | None:

@@ -19,13 +19,14 @@ from v2v_async.libvirt_connection import connected
 from v2v_async.model import SourceGuest
 from v2v_async.options import CopyOptions, InputOptions, OutputOptions
 from v2v_async.preflight import preflight
+from v2v_async.steps import telling_guest
 from v2v_async.units import format_lapse, format_size
 from v2v_async.v2vdir import boot_id
 from v2v_async.warm.changed import dirty_ranges
 from v2v_async.warm.forecast import Forecast, forecast
 from v2v_async.warm.from_libvirt import refuse_remote
 from v2v_async.warm.from_vmware import FoundMachine, look, unopened
-from v2v_async.warm.migration import Migration, parse_target, telling_guest
+from v2v_async.warm.migration import Migration, parse_target
 from v2v_async.warm.state import (
     KeptInput,
     KeptMachine,
