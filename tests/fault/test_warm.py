@@ -418,6 +418,8 @@ def test_a_signal_between_two_passes(place: Place) -> None:
         (("start", "--state", "x", "--root", "first", "g"), "given to v2v-async warm cutover"),
         (("start", "--state", "x", "--run", "ls", "g"), "given to v2v-async warm cutover"),
         (("start", "--state", "x", "-op", "file", "g"), "takes no password"),
+        (("sync", "--state", "x", "--copier", "nbdcopy"), "takes no --copier"),
+        (("cutover", "--state", "x", "--overlap=on"), "takes no --overlap"),
         (("start", "--state", "x", "--shutdown", "g"), "warm start takes no --shutdown"),
         (("sync", "--state", "x", "g"), "‘g’ is too much"),
         (("cutover", "--state", "x", "--shutdown=soon"), "a time such as 5m"),

@@ -184,11 +184,11 @@ def parser(
     epilog: str | None = _EPILOG,
     *,
     usage: str | None = None,
-    words: tuple[str, str] = ("GUEST", "disk images, or URIs, of the guest: system first"),
+    words: tuple[str, str] | None = ("GUEST", "disk images, or URIs, of the guest: system first"),
 ) -> argparse.ArgumentParser:
     """Return an argparse parser that only shows help and completion: it never parses.
 
-    ``words`` are the metavariable and the help of what is not an option.
+    ``words`` are the metavariable and the help of what is not an option; None: nothing is.
     """
     from v2v_async.cli.help import HelpFormatter, completed_by
 
@@ -203,8 +203,9 @@ def parser(
         allow_abbrev=False,
         formatter_class=HelpFormatter,
     )
-    metavar, meaning = words
-    completed_by(made.add_argument("guest", metavar=metavar, nargs="*", help=meaning), "file")
+    if words is not None:
+        metavar, meaning = words
+        completed_by(made.add_argument("guest", metavar=metavar, nargs="*", help=meaning), "file")
     groups: dict[str, Any] = {}
     for option in options:
         if option.group not in groups:

@@ -62,11 +62,17 @@ _GENERAL = tuple(option for option in table.GENERAL if option.name != "--print-s
 _OURS = (_STATE, *_START, *_SYNC, *_CUTOVER, *_STATUS)
 _SHUTDOWN_S = 300.0
 
+# A pass copies what has changed, by itself.
+_COPY = tuple(
+    option
+    for option in table.COPY
+    if option.name not in ("--copier", "--overlap", "--overlap-waste")
+)
 _TAKEN: dict[str, tuple[Option, ...]] = {
-    "start": (*table.INPUT, *table.OUTPUT, *table.COPY, *table.SCREEN, _STATE, *_START),
-    "sync": (*table.COPY, *table.SCREEN, _STATE, *_SYNC),
+    "start": (*table.INPUT, *table.OUTPUT, *_COPY, *table.SCREEN, _STATE, *_START),
+    "sync": (*_COPY, *table.SCREEN, _STATE, *_SYNC),
     "cutover": (
-        *table.COPY, *table.CONVERSION, *table.NETWORK, *table.SCREEN, _STATE, *_CUTOVER,
+        *_COPY, *table.CONVERSION, *table.NETWORK, *table.SCREEN, _STATE, *_CUTOVER,
     ),
     "status": (_STATE, *_STATUS),
     "abort": (*table.SCREEN, _STATE),
@@ -98,6 +104,7 @@ def parser(command: str | None = None) -> ArgumentParser:
         f"{text[0].upper()}{text[1:]}.",
         None,
         usage=f"{PROG} {command} --state DIR [options]{' GUEST …' if command == 'start' else ''}",
+        **({} if command == "start" else {"words": None}),
     )
 
 
@@ -153,8 +160,6 @@ def _refuse_others(words: virt_v2v.Words, command: str) -> None:
         raise UsageError(
             "warm start takes no password for the target", hint="use a connection that needs none"
         )
-    if words.last("--copier") not in (None, "native"):
-        raise UsageError("a warm migration copies by itself", hint="leave out --copier")
 
 
 def _run(command: str, words: virt_v2v.Words) -> int:
