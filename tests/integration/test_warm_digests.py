@@ -234,17 +234,25 @@ def test_killed_when_it_had_copied(short_tmp: Path, command: str) -> None:
     place.assert_migrated(before)
 
 
-def test_the_dirty_bitmap_of_an_export(short_tmp: Path) -> None:
+@pytest.mark.parametrize("server_name", ["qemu-nbd", "qemu-storage-daemon"])
+def test_the_dirty_bitmap_of_an_export(short_tmp: Path, server_name: str) -> None:
     """Only what is dirty is read again."""
-    require("qemu-nbd")
+    require(server_name)
     plain = fragmented(short_tmp / "plain", 12 * MIB)
     content = bytearray(plain.read_bytes())
     image, socket = short_tmp / "source.qcow2", short_tmp / "export"
     subprocess.run(["qemu-img", "convert", "-O", "qcow2", str(plain), str(image)], check=True)
     subprocess.run(["qemu-img", "bitmap", "--add", str(image), "moves"], check=True)
     argv = ["qemu-nbd", "-t", "-f", "qcow2", "-B", "moves", f"--socket={socket}", str(image)]
+    argv.append("--shared=0")
     uri = f"nbd+unix:///?socket={socket}"
-    server = subprocess.Popen([*argv, "--shared=0"])
+    if server_name == "qemu-storage-daemon":
+        argv = [server_name, "--blockdev", f"driver=file,filename={image},node-name=file"]
+        argv += ["--blockdev", "driver=qcow2,file=file,node-name=disk"]
+        argv += ["--nbd-server", f"addr.type=unix,addr.path={socket},max-connections=0"]
+        argv += ["--export", "nbd,id=e,node-name=disk,name=web,writable=on,bitmaps.0=moves"]
+        uri = f"nbd+unix:///web?socket={socket}"
+    server = subprocess.Popen(argv)
     try:
         wait_until(lambda: listens(socket), "it serves", of=server)
         place = Place(short_tmp, "-i", "disk", "--bitmap", "moves", uri)
