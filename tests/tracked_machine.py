@@ -265,7 +265,8 @@ class TrackedMachine:
             self._tasks[name] = (0, lambda: result)
         text = (
             f'<key>{name}</key><task type="Task">{name}</task>'
-            f"<descriptionId>VirtualMachine.{kind}</descriptionId><state>{state}</state>"
+            f"<descriptionId>{'Snapshot' if kind == 'remove' else 'VirtualMachine'}.{kind}"
+            "</descriptionId><state>{state}</state>"
             f"<cancelled>false</cancelled><cancelable>true</cancelable>{result}"
             f"<queueTime>{_NOW}</queueTime><eventChainId>1</eventChainId>"
         )
@@ -300,7 +301,7 @@ class TrackedMachine:
                 reference = argument("_this")
                 if reference not in self.snapshots:
                     return Fault("ManagedObjectNotFound", "The object has been deleted.")
-                return self._start_task("removeSnapshot", lambda: self._unmake(reference))
+                return self._start_task("remove", lambda: self._unmake(reference))
             case "ShutdownGuest":
                 self.guest.power = "poweredOff"
                 return ""

@@ -34,7 +34,8 @@ _POLL_S = 0.5
 _CLOSE_TIMEOUT_S = 5.0
 # Of vSphere 6.0, which newer ones speak too: no call here has changed since.
 _API = "vim.version.version10"
-_CHANGES_SNAPSHOTS = ("createSnapshot", "removeSnapshot", "createSnapshotEx")
+# The tasks that make or remove a snapshot; of their names (``Snapshot.remove``) the end.
+_CHANGES_SNAPSHOTS = ("createSnapshot", "createSnapshotEx", "remove")
 _PRIVILEGES = (
     "the user's role needs: Virtual machine > Snapshot management > Create and Remove snapshot, "
     "Configuration > Toggle disk change tracking, Provisioning > Allow read-only disk access"
