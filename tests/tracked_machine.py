@@ -263,10 +263,10 @@ class TrackedMachine:
         else:
             state, result = "success", work()
             self._tasks[name] = (0, lambda: result)
+        owner = "Snapshot" if kind == "remove" else "VirtualMachine"
         text = (
             f'<key>{name}</key><task type="Task">{name}</task>'
-            f"<descriptionId>{'Snapshot' if kind == 'remove' else 'VirtualMachine'}.{kind}"
-            "</descriptionId><state>{state}</state>"
+            f"<descriptionId>{owner}.{kind}</descriptionId><state>{state}</state>"
             f"<cancelled>false</cancelled><cancelable>true</cancelable>{result}"
             f"<queueTime>{_NOW}</queueTime><eventChainId>1</eventChainId>"
         )
