@@ -17,6 +17,7 @@ from tests.waiting import wait_until
 from v2v_async.v2vdir import V2VDir
 
 ROOT = Path(__file__).resolve().parent.parent
+CONVERTING_ONCE = ROOT / "tests" / "converting_once"
 # What a helper asserts is told as fully as what a test asserts; waiting.py, needed here, says it.
 _HELPERS = {path.stem for path in Path(__file__).parent.glob("*.py")}
 _HELPERS -= {"__init__", "conftest", "waiting"}
@@ -176,7 +177,7 @@ def converting_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
     For tests of what is before and behind the conversion; those of the conversion do without.
     """
-    monkeypatch.setenv("PATH", f"{ROOT / 'tests' / 'converting_once'}:{os.environ['PATH']}")
+    monkeypatch.setenv("PATH", f"{CONVERTING_ONCE}:{os.environ['PATH']}")
 
 
 def program(name: str) -> list[str]:

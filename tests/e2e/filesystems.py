@@ -1,4 +1,4 @@
-"""Prints what is on the file systems of a disk image, as JSON: run as a program, with guestfs.
+"""Prints what is on the file systems of raw disk images, as JSON: run as a program, with guestfs.
 
 For each: what a check of it says, the names of all that is in it, and checksums of its files.
 """
@@ -15,11 +15,11 @@ from typing import Any
 _CHECKED = ("ext2", "ext3", "ext4", "vfat")
 
 
-def filesystems(disk: Path, image_format: str) -> dict[str, dict[str, Any]]:
-    """Return what is in a disk, by file system. Starts an appliance."""
-    argv = [sys.executable, __file__, str(disk), image_format]
+def filesystems(*disks: Path) -> list[list[dict[str, Any]]]:
+    """Return what is on the file systems of each disk. Starts one appliance for all."""
+    argv = [sys.executable, __file__, *map(str, disks)]
     done = subprocess.run(argv, stdout=subprocess.PIPE, check=True, timeout=400)
-    found: dict[str, dict[str, Any]] = json.loads(done.stdout)
+    found: list[list[dict[str, Any]]] = json.loads(done.stdout)
     return found
 
 
@@ -30,13 +30,16 @@ def main() -> None:
     handle = guestfs.GuestFS(python_return_dict=True)
     handle.set_backend("direct")
     handle.set_backend_settings(["force_tcg"])
-    handle.add_drive_opts(sys.argv[1], format=sys.argv[2], readonly=True)
+    for disk in sys.argv[1:]:
+        handle.add_drive_opts(disk, format="raw", readonly=True)
     handle.launch()
-    found = {}
+    devices = handle.list_devices()
+    found: list[list[dict[str, Any]]] = [[] for _ in devices]
     for device, kind in handle.list_filesystems().items():
         if kind in ("swap", "unknown"):
             continue
-        told: dict[str, Any] = {"kind": kind}
+        parent = handle.part_to_dev(device) if device[-1].isdigit() else device
+        told: dict[str, Any] = {"kind": kind, "number": device.removeprefix(parent)}
         if kind in _CHECKED:
             told["check"] = handle.fsck(kind, device)
         handle.mount_ro(device, "/")
@@ -48,7 +51,7 @@ def main() -> None:
             name: digest for digest, name in (line.split(maxsplit=1) for line in lines)
         }
         handle.umount_all()
-        found[device] = told
+        found[devices.index(parent)].append(told)
     handle.shutdown()
     print(json.dumps(found))
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import assert_gone, program, require
+from tests.conftest import CONVERTING_ONCE, assert_gone, program, require
 from tests.e2e.test_convert import Place
 from tests.integration.servers import digest
 from tests.waiting import wait_until
@@ -84,6 +84,7 @@ def test_xml_to_a_file(short_tmp: Path, phony_guest: Path) -> None:
     assert b"<program>v2v-async inspect</program>" in to.read_bytes()
     assert [path.name for path in short_tmp.glob("*guest.xml*")] == ["guest.xml"]
     # The same that a conversion's inspection says.
+    place.environment["PATH"] = f"{CONVERTING_ONCE}:{place.environment['PATH']}"
     made = place.run("-i", "disk", str(phony_guest / "system.img"), "-o", "json",
                      "-os", str(place.out), "-on", "made")  # fmt: skip
     assert made.returncode == 0, made.stderr
