@@ -40,11 +40,14 @@ _LOOK_SHARE = 20
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """Whether disks are copied while they are converted, and why. ``is_telling``: worth a line."""
+    """Whether disks are copied while they are converted, and why.
+
+    ``is_asked``: a person said so, and need not be told.
+    """
 
     is_on: bool
     reason: str
-    is_telling: bool = True
+    is_asked: bool = False
 
     def tell(self, reporter: Reporter) -> None:
         """Say what was decided."""
@@ -53,7 +56,7 @@ class Decision:
             if self.is_on
             else f"the disks are copied when the guest is converted: {self.reason}"
         )
-        (reporter.message if self.is_telling else reporter.debug)(text)
+        (reporter.debug if self.is_asked else reporter.message)(text)
 
 
 def decide(options: GuestOptions, source: SourceGuest, output: Output) -> Decision:
@@ -64,7 +67,7 @@ def decide(options: GuestOptions, source: SourceGuest, output: Output) -> Decisi
     """
     mode = options.overlap.mode
     if mode == "off":
-        return Decision(False, "--overlap=off", is_telling=False)
+        return Decision(False, "--overlap=off", is_asked=True)
     problem = _problem(options, source, output)
     if problem is not None and mode == "on":
         raise UsageError(
@@ -73,9 +76,9 @@ def decide(options: GuestOptions, source: SourceGuest, output: Output) -> Decisi
         )
     held = _held(source)
     if mode == "on":
-        return Decision(True, "--overlap=on", is_telling=False)
+        return Decision(True, "--overlap=on", is_asked=True)
     if held < SMALLEST:
-        return Decision(False, f"they hold only {format_size(held)}", is_telling=False)
+        return Decision(False, f"they hold only {format_size(held)}")
     if problem is None:
         far = next((disk for disk in source.disks if not disk.files), None)
         if far is None:
@@ -137,6 +140,11 @@ async def convert_and_copy(
                 async with anyio.create_task_group() as group:
                     group.start_soon(watch.run, is_converted)
                     await copying.copy_early()
+                    if not is_converted.is_set():
+                        mine.message(
+                            "all that was not changed is copied; the rest follows when the guest "
+                            "is converted"
+                        )
             except BaseExceptionGroup as grouped:
                 raise most_telling(grouped) from None
             changes = {

@@ -98,6 +98,21 @@ async def test_each_format(short_tmp: Path, image_format: str, given: bool) -> N
     assert (digest(path), path.stat().st_mtime_ns) == before
 
 
+async def test_a_chain_holds_what_its_files_hold(short_tmp: Path) -> None:
+    """Of a snapshot's image on top the disk holds little, and the guest all that is below."""
+    base, _ = image(short_tmp, "qcow2")
+    top = short_tmp / "top.qcow2"
+    argv = ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", str(base), str(top)]
+    subprocess.run(argv, check=True)
+    source = parse_input(InputOptions("disk", (str(top),)))
+    await source.check(quiet)
+    [disk] = (await source.describe()).disks
+    assert disk.files == [str(top), str(base)]
+    held = [path.stat().st_blocks * 512 for path in (top, base)]
+    assert disk.allocated == min(sum(held), SIZE)
+    assert held[1] > 2 * held[0]
+
+
 async def test_a_qcow2_overlay_outlives_its_server_and_knows_what_changed(short_tmp: Path) -> None:
     path, expected = image(short_tmp, "raw")
     options = InputOptions("disk", (str(path),), options=(("overlay", "qcow2"),))

@@ -11,6 +11,7 @@ from v2v_async.copy.early import Early, rest_parts
 from v2v_async.copy.geometry import Geometry
 from v2v_async.copy.ranges import Ranges
 from v2v_async.errors import UsageError
+from v2v_async.events import Event, Reporter
 from v2v_async.model import SourceDisk, SourceGuest
 from v2v_async.options import (
     ConvertOptions,
@@ -123,6 +124,11 @@ def test_it_is_decided_by_size_and_place(
     decision = decide(options, guest_of(disk), parse_output(output))
     assert decision.is_on == is_on
     assert said in decision.reason
+    # What a person asked for need not be told.
+    events: list[Event] = []
+    decision.tell(Reporter(events.append, "t"))
+    assert [event.type for event in events] == ["message" if mode == "auto" else "debug"]
+    assert decision.reason in (events[0].text or "")
 
 
 def test_what_can_not_be_done_is_refused_or_left(tmp_path: Path) -> None:

@@ -163,24 +163,33 @@ async def check_file(path: Path, format_: str | None) -> CheckedDisk:
             hint=f"supported are: {', '.join(FORMATS)}",
         )
     absolute = path.absolute()
+    backing, beneath = await _backing_files(info)
+    allocated = info.allocated
+    if allocated is not None:
+        allocated = min(allocated + beneath, info.virtual_size) if backing else allocated
     return CheckedDisk(
         DiskSource(FileImage(absolute), info.format, info.virtual_size),
         redact(str(path)),
-        info.allocated,
-        (str(absolute), *await _backing_files(info)),
+        allocated,
+        (str(absolute), *backing),
     )
 
 
-async def _backing_files(info: qemu_img.ImageInfo) -> tuple[str, ...]:
-    """Return the chain under an image, as far as it is made of files that can be looked at."""
+async def _backing_files(info: qemu_img.ImageInfo) -> tuple[tuple[str, ...], int]:
+    """Return the chain under an image, as far as it is made of files that can be looked at.
+
+    And how many bytes these take.
+    """
     found: list[str] = []
+    allocated = 0
     while info.backing_file is not None and len(found) < _LONGEST_CHAIN:
         found.append(info.backing_file)
         try:
             info = await qemu_img.info(Path(info.backing_file))
         except V2VError:
             break  # the server will say it better when it opens the image
-    return tuple(found)
+        allocated += info.allocated or 0
+    return tuple(found), allocated
 
 
 async def check_uri(uri: str) -> CheckedDisk:
