@@ -123,3 +123,22 @@ def test_entities_are_not_expanded(tmp_path: Path) -> None:
     )
     inspection, _ = parse_inspector_xml(document.encode())
     assert "hush" not in inspection.product_name
+
+
+@pytest.mark.parametrize("recorded", ["v2v-2.2-windows.stderr", "v2v-2.10-linux.stderr"])
+def test_a_block_that_begins_in_the_middle_of_a_line(recorded: str) -> None:
+    """The end of the console's line before it comes when it has been printed."""
+    said = lines(recorded)
+    glued: list[str] = []
+    for line in said:
+        begins = line.startswith(("i_root = ", "gcaps_block_bus = ", "target firmware: "))
+        if begins and glued:
+            glued[-1] += line
+        else:
+            glued.append(line)
+    assert len(glued) < len(said)
+    whole, found = read_properties(said), read_properties(glued)
+    assert (found.inspection, found.guestcaps) == (whole.inspection, whole.guestcaps)
+    assert (found.firmware, found.boot_device) == (whole.firmware, whole.boot_device)
+    assert found.inspection["root"]
+    assert found.guestcaps["block_bus"]

@@ -16,10 +16,14 @@
 Commands of the guest run in between, and what they print is in the same output. A hostile guest
 may therefore forge these lines; all that this can do is choose its own virtual hardware, from the
 values allowed here, and the name of its system.
+
+What the appliance's console says is there too, as it comes. Its last line may still lack its end
+when a block is printed, which then begins in the middle of a line.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -29,6 +33,7 @@ from v2v_async.model import Firmware, Guestcaps, Inspection, SourceGuest
 
 _INSPECTION, _GUESTCAPS = "i_", "gcaps_"
 _FIRMWARE, _BOOT_DEVICE = "target firmware: ", "target boot device: "
+_BEGINNING = re.compile(f"(?:i_root|gcaps_block_bus) = |{_FIRMWARE}|{_BOOT_DEVICE}")
 
 
 class PropertyReader:
@@ -50,6 +55,8 @@ class PropertyReader:
 
     def feed(self, line: str) -> None:
         """Take the next line, without its newline."""
+        if (beginning := _BEGINNING.search(line)) is not None:
+            line = line[beginning.start() :]
         if line.startswith(_FIRMWARE):
             self._target_firmware = line.removeprefix(_FIRMWARE).strip()
         elif line.startswith(_BOOT_DEVICE):
