@@ -316,6 +316,17 @@ async def test_what_is_refused_before(machine: TrackedMachine) -> None:
     assert caught.value.disk == 2
 
 
+async def test_a_disk_that_libvirt_leaves_out(
+    machine: TrackedMachine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would be missing on the target."""
+    told = machine._devices([*machine.guest.names()], ["52/1", "52/1"])
+    more = told.replace("2000", "2100").replace("2001", "2101").replace(".vmdk", "_nvme.vmdk")
+    monkeypatch.setattr(machine, "_devices", lambda *_: told + more)
+    with pytest.raises(SourceError, match=r"does not tell of: .*g_nvme\.vmdk"):
+        await look(options_of(machine))
+
+
 async def test_a_user_who_may_not(machine: TrackedMachine, passes: Passes) -> None:
     machine.refusals["CreateSnapshot_Task"] = Fault("NoPermission", "Permission was denied.")
     with pytest.raises(SourceError, match="not allowed to make a snapshot") as caught:

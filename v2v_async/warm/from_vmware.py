@@ -131,6 +131,12 @@ async def look(options: InputOptions) -> FoundMachine:
                 "v2v-async convert",
             )
         disks.append(disk)
+    untold = sorted(set(by_file) - {each.location for each in domain.disks})
+    if untold:
+        raise SourceError(
+            f"the guest ‘{guest}’ has a disk that libvirt does not tell of: ‘{untold[0]}’",
+            hint="detach it, or give it another controller: it would not be migrated",
+        )
     if machine.can_be_tracked and not machine.is_tracked and machine.snapshots:
         raise SourceError(
             f"the guest ‘{guest}’ has snapshots, and change tracking is off: it can't be switched "
