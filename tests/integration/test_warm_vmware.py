@@ -323,7 +323,7 @@ async def test_a_disk_that_libvirt_leaves_out(
     told = machine._devices([*machine.guest.names()], ["52/1", "52/1"])
     more = told.replace("2000", "2100").replace("2001", "2101").replace(".vmdk", "_nvme.vmdk")
     monkeypatch.setattr(machine, "_devices", lambda *_: told + more)
-    with pytest.raises(SourceError, match=r"does not tell of: .*g_nvme\.vmdk"):
+    with pytest.raises(SourceError, match=r"does not tell of: .*_nvme\.vmdk"):
         await look(options_of(machine))
 
 
