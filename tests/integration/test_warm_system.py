@@ -35,8 +35,16 @@ def test_from_start_to_cutover(short_tmp: Path) -> None:
         ]
 
         def does(command: str, *words: str) -> str:
-            argv = ["nsenter", f"--mount=/proc/{daemon}/ns/mnt", *program("v2v-async"), "warm"]
-            argv += [command, "--state", str(short_tmp / "state"), *words]
+            # The root too: it may be another than that of the namespace (scripts/on-debian).
+            argv = ["nsenter", f"--mount=/proc/{daemon}/ns/mnt", f"--root=/proc/{daemon}/root"]
+            argv += [
+                *program("v2v-async"),
+                "warm",
+                command,
+                "--state",
+                str(short_tmp / "state"),
+                *words,
+            ]
             environment = {
                 **os.environ,
                 "PATH": f"{REPLAY}:{os.environ['PATH']}",
