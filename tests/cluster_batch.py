@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -107,8 +108,15 @@ class Batch:
     def steps(self, guest: str) -> list[str]:
         return [what for _, what, _ in self.calls(guest)]
 
-    async def reached(self, guest: str, step: str, times: int = 1) -> int:
-        """Wait until a worker is at a step; return its pid."""
+    async def reached(
+        self,
+        guest: str,
+        step: str,
+        times: int = 1,
+        *,
+        of: subprocess.Popen[bytes] | None = None,
+    ) -> int:
+        """Wait until a worker is at a step, for a supervisor that is another process; its pid."""
 
         def pids() -> list[int]:
             return [pid for _, what, pid in self.calls(guest) if what == step]
@@ -116,6 +124,7 @@ class Batch:
         await until(
             lambda: len(pids()) >= times,
             lambda: f"{guest} is at {step} ({times}): {self.steps(guest)}",
+            of=of,
         )
         return pids()[times - 1]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -112,16 +113,18 @@ async def supervise(home: Path, uri: str, lease_s: float, log: Path) -> subproce
     batch = Batch(home)
     try:
         for name in ("a", "b"):
-            await batch.reached(name, "copy1")
+            await batch.reached(name, "copy1", of=supervisor)
     except BaseException:
         supervisor.kill()
+        supervisor.wait()
+        print(log.read_text())  # pytest shows it
         raise
     return supervisor
 
 
 async def test_a_killed_supervisor_is_missed(outside: DaskCluster, home: Path) -> None:
     outside.worker("one", "conversions=2 copies=4")
-    supervisor = await supervise(home, outside.uri, 2, home / "log")
+    supervisor = await supervise(home, outside.uri, 5, home / "log")
     supervisor.kill()
     supervisor.wait()
     batch = Batch(home, outside.uri)
@@ -268,6 +271,54 @@ async def test_a_worker_that_comes_later_takes_guests(outside: DaskCluster, home
         for name in ("a", "b"):
             batch.let_go(name)
     assert batch.phases == {"a": "done", "b": "done"}
+
+
+async def test_a_worker_that_is_out_of_reach_for_a_while(outside: DaskCluster, home: Path) -> None:
+    batch = Batch(home, outside.uri)
+    outside.worker("one")
+    batch.guest("a", wait="copy1")
+    async with batch.opened(lease_s=4) as cluster, anyio.create_task_group() as group:
+        group.start_soon(batch.run, cluster)
+        await batch.reached("a", "copy1")
+        outside.processes["one"].send_signal(signal.SIGSTOP)
+        await until(
+            lambda: any("does not answer" in text for text in batch.texts("warning")),
+            lambda: f"it is missed: {batch.texts('warning')}",
+        )
+        outside.processes["one"].send_signal(signal.SIGCONT)
+        await batch.reached("a", "copy1", times=2)
+        # It had stopped before it began again: never two at once.
+        steps = batch.steps("a")
+        again = steps.index("copy1", steps.index("copy1") + 1)
+        assert steps.index("suspend") < again
+        assert steps[:again].count("servers") == steps[:again].count("no servers") + 1
+        batch.let_go("a")
+    assert batch.phases == {"a": "done"}
+    assert batch.steps("a").count("convert") == 1, "what was converted is kept"
+    assert_gone(str(home))
+
+
+async def test_a_supervisor_that_slept(outside: DaskCluster, home: Path) -> None:
+    outside.worker("one", "conversions=2 copies=4")
+    supervisor = await supervise(home, outside.uri, 4, home / "log")
+    try:
+        batch = Batch(home, outside.uri)
+        supervisor.send_signal(signal.SIGSTOP)
+        for name in ("a", "b"):
+            await batch.reached(name, "suspend")
+        supervisor.send_signal(signal.SIGCONT)
+        for name in ("a", "b"):
+            await batch.reached(name, "copy1", times=2, of=supervisor)
+            batch.let_go(name)
+        await until(lambda: supervisor.poll() is not None, "it ends")
+        assert supervisor.returncode == 0, (home / "log").read_text()
+    finally:
+        supervisor.kill()
+        supervisor.wait()
+    for name in ("a", "b"):
+        assert batch.steps(name).count("convert") == 1
+        assert batch.steps(name).count("finalize") == 1
+    assert_gone(str(home))
 
 
 async def test_tls(short_tmp: Path, home: Path) -> None:

@@ -24,6 +24,7 @@ from v2v_async.batch.cluster.errors_sent import error_sent, error_to_send
 from v2v_async.batch.cluster.outbox import Outbox
 from v2v_async.batch.cluster.placement import Load, choose, shares
 from v2v_async.batch.cluster.sealed import Sealed, has_secrets
+from v2v_async.batch.cluster.session import Session
 from v2v_async.batch.cluster.workers import Introduction, Worker, check_introductions, introducing
 from v2v_async.batch.retry import is_permanent
 from v2v_async.errors import (
@@ -385,8 +386,16 @@ def a_cluster(uri: str = "tcp://dask.example:1") -> tuple[Cluster, list[Event]]:
     return Cluster(client, parse_cluster(uri), Reporter(events.append, "r"), nothing, 30.0), events
 
 
-def said(number: int, *lines: str) -> tuple[float, dict[str, Any]]:
-    return 0.0, {"worker": "tcp://a:1", "number": number, "lines": list(lines)}
+def said(number: int, *lines: str, session: str = "s") -> tuple[float, dict[str, Any]]:
+    return 0.0, {"session": session, "number": number, "lines": list(lines)}
+
+
+def entered(cluster: Cluster, session: str = "s") -> Worker:
+    """Have a worker of a cluster that was taken in."""
+    introduction = Introduction(__version__, "w", "h", "m", 1, Path("/var/tmp"), {})
+    worker = Worker(introduction, load("tcp://a:1"), session=session)
+    cluster._sessions[session] = cluster._workers["tcp://a:1"] = worker
+    return worker
 
 
 @pytest.mark.anyio
@@ -405,16 +414,73 @@ async def test_events_and_answers_are_told_apart() -> None:
 @pytest.mark.anyio
 async def test_a_worker_that_is_not_heard_in_whole_is_lost() -> None:
     cluster, events = a_cluster()
-    introduction = Introduction(__version__, "w", "h", "m", 1, Path("/var/tmp"), {})
-    worker = Worker(introduction, load("tcp://a:1"))
-    cluster._workers["tcp://a:1"] = worker
+    worker = entered(cluster)
     event = Event(time=1.0, run="r", type="message", text="x").to_json()
     cluster.hear(said(1, event))
     assert not worker.lost.is_set()
     cluster.hear(said(3, event))
     assert worker.lost.is_set()
     assert cluster.workers == []
-    assert [each.type for each in events] == ["message", "warning", "warning", "message"]
+    assert [each.type for each in events] == ["message", "warning", "message"]
+    assert "did not arrive" in (events[1].text or "")
+    assert cluster._awaited == {"tcp://a:1"}, "it is there, and is taken in again"
+
+
+@pytest.mark.anyio
+async def test_what_an_earlier_session_says_late_is_not_counted() -> None:
+    cluster, events = a_cluster()
+    worker = entered(cluster, "new")
+    event = Event(time=1.0, run="r", type="message", text="x").to_json()
+    cluster.hear(said(17, event, session="old"))
+    cluster.hear(said(1, event, session="new"))
+    cluster.hear(said(18, event, session="old"))
+    cluster.hear(said(2, event, session="new"))
+    assert not worker.lost.is_set()
+    assert [each.type for each in events] == ["message"] * 4
+
+
+@pytest.mark.anyio
+async def test_a_worker_that_the_scheduler_has_lost_is_not_awaited() -> None:
+    cluster, events = a_cluster()
+    worker = entered(cluster)
+    cluster.hear_of_workers((0.0, {"action": "remove-worker", "worker": "tcp://a:1"}))
+    assert worker.lost.is_set()
+    assert cluster._awaited == set()
+    cluster.hear_of_workers((0.0, {"action": "add-worker", "worker": "tcp://a:1"}))
+    assert cluster._awaited == {"tcp://a:1"}
+    assert [each.text for each in events] == ["the worker ‘w’ on h is gone"]
+
+
+# Leases.
+
+
+@pytest.mark.anyio
+async def test_a_late_renewal_revives_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(Session, "clock", staticmethod(lambda: now))
+    session = Session("r", 30.0, lambda lines: None)
+    now = 110.0
+    assert session.renew(100.0) == 110.0
+    # Sent at 110 and under way until now: who sent it counts from the answer of 110.
+    now = 129.0
+    assert session.renew(100.0) == 129.0
+    now = 130.5
+    assert session.renew(110.0) is None, "the lease of 100 has ended"
+    assert session.renew(130.0) is None, "and stays so"
+
+
+@pytest.mark.anyio
+async def test_a_renewal_that_is_overtaken_shortens_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = 100.0
+    monkeypatch.setattr(Session, "clock", staticmethod(lambda: now))
+    session = Session("r", 30.0, lambda lines: None)
+    now = 120.0
+    assert session.renew(115.0) == 120.0
+    assert session.renew(100.0) == 120.0
+    now = 144.0
+    assert session.renew(120.0) == 144.0
 
 
 @pytest.mark.anyio

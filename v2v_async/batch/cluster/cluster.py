@@ -18,10 +18,9 @@ import anyio
 
 from v2v_async.batch.cluster.address import ClusterAddress
 from v2v_async.batch.cluster.answers import Answer, either
-from v2v_async.batch.cluster.errors_sent import error_sent
+from v2v_async.batch.cluster.asking import ASK_TIMEOUT_S, NotAnsweredError, ask
 from v2v_async.batch.cluster.placement import CONVERSIONS, COPIES, Load, choose
 from v2v_async.batch.cluster.rates import Rates
-from v2v_async.batch.cluster.sealed import Sealed
 from v2v_async.batch.cluster.session import OpenWorkshop
 from v2v_async.batch.cluster.workers import (
     Introduction,
@@ -37,14 +36,16 @@ from v2v_async.events import Event, Reporter
 if TYPE_CHECKING:
     from distributed import Client
 
-ASK_TIMEOUT_S = 60.0
-"""An answer is sent at once, but for a new attempt: that first ends what an earlier one left."""
 # A worker that was killed is started again by its nanny in some seconds, by a person in some more.
 _NO_WORKER_S = 60.0
 
 
 class Cluster:
-    """Workers that guests are handed to. ``session`` names this supervisor among others."""
+    """Workers that guests are handed to. ``name`` tells this supervisor from others.
+
+    A worker that the scheduler has and that is not among ours is awaited, until it answers: it
+    may come late, and be out of reach for a while.
+    """
 
     def __init__(
         self,
@@ -54,7 +55,7 @@ class Cluster:
         open_workshop: OpenWorkshop,
         lease_s: float,
     ) -> None:
-        self.session = uuid.uuid4().hex
+        self.name = uuid.uuid4().hex
         self.run = reporter.run
         self.address = address
         self.reporter = reporter
@@ -63,6 +64,10 @@ class Cluster:
         self._tokens: dict[Path, Path] = {}
         self._lease_s = lease_s
         self._workers: dict[str, Worker] = {}
+        self._sessions: dict[str, Worker] = {}
+        self._awaited: set[str] = set()
+        self._is_awaiting = anyio.Event()
+        self._is_closing = False
         self._listeners: dict[str, Callable[[dict[str, Any]], None]] = {}
         self._changed = anyio.Event()
         self.rates = Rates(self._send_rates)
@@ -72,7 +77,7 @@ class Cluster:
     @property
     def topic(self) -> str:
         """Where the workers of this run say what they have to say."""
-        return f"v2v-async-{self.session}"
+        return f"v2v-async-{self.name}"
 
     @property
     def uri(self) -> str:
@@ -98,66 +103,149 @@ class Cluster:
 
     # Workers that come and go.
 
-    async def welcome(self, addresses: Collection[str] | None = None) -> None:
-        """Take workers in: those of ``addresses``, or all that there are.
+    async def welcome_all(self) -> None:
+        """Take in all workers that there are.
 
         Raises:
             V2VError: one of them has another v2v-async, or can't do our work at all.
         """
-        wanted = None if addresses is None else list(addresses)
-        found = await self._client.run(introducing(), workers=wanted, on_error="return")
-        introductions = check_introductions(found, self.uri)
+        await self.welcome(list(await self._client.nthreads()))
+
+    async def welcome(self, addresses: Collection[str]) -> None:
+        """Take workers in; those that do not answer are awaited from then on.
+
+        Raises:
+            V2VError: one of them has another v2v-async, or can't do our work at all.
+        """
+        self._awaited.update(addresses)
+        found: dict[str, Any] = {}
+
+        async def introduce(address: str) -> None:
+            with anyio.move_on_after(ASK_TIMEOUT_S):
+                found.update(
+                    await self._client.run(introducing(), workers=[address], on_error="return")
+                )
+
         try:
             async with anyio.create_task_group() as group:
+                for address in addresses:
+                    group.start_soon(introduce, address)
+            introductions = check_introductions(found, self.uri)
+            async with anyio.create_task_group() as group:
                 for address, introduction in introductions.items():
-                    if address not in self._workers:
-                        group.start_soon(self._enter, address, introduction)
+                    group.start_soon(self._enter, address, introduction)
         except BaseExceptionGroup as problems:
             raise most_telling(problems) from None
+        for address in set(addresses) - introductions.keys():
+            self.problem = NotAnsweredError(f"the worker {address} does not answer")
         self._change()
 
     async def _enter(self, address: str, introduction: Introduction) -> None:
         worker = Worker(introduction, Load(address, introduction.resources))
+        # What it says from its first moment on is counted.
+        self._sessions[worker.session] = worker
         try:
             await self._begin_session(worker)
+        except NotAnsweredError as error:
+            self.problem = error
         except V2VError as error:
+            if worker.lost.is_set():
+                return  # it went away, and may be awaited again by now
+            self._awaited.discard(address)
             error.message = f"the worker {worker.label} can't take part: {error.message}"
             if is_permanent(error):
                 raise
             self.problem = error
             self.reporter.warning(error.message)
+        finally:
+            if self._workers.get(address) is not worker:
+                self._sessions.pop(worker.session, None)
 
     async def _begin_session(self, worker: Worker) -> None:
-        # A supervisor of this run that was killed may not be missed by the workers yet.
+        # A supervisor of this run that was killed may not be missed by the worker yet, nor may we
+        # be, when it is us who did not hear of it.
         await self.ask(worker, "take_over", run=self.run)
-        if not worker.load.is_suitable:
+        if worker.load.is_suitable:
+            worker.confirmed = await self.ask(
+                worker,
+                "enter",
+                run=self.run,
+                topic=self.topic,
+                lease_s=self._lease_s,
+                open_workshop=self._open_workshop,
+            )
+        if worker.lost.is_set():
             return
-        await self.ask(
-            worker,
-            "enter",
-            run=self.run,
-            topic=self.topic,
-            lease_s=self._lease_s,
-            open_workshop=self._open_workshop,
-        )
-        worker.heard = time.monotonic()
-        self._workers[worker.address] = worker
-        self.rates.add(worker.address)
+        self._awaited.discard(worker.address)
+        if worker.load.is_suitable:
+            worker.heard = time.monotonic()
+            self._workers[worker.address] = worker
+            self.rates.add(worker.address)
 
-    def lose(self, address: str) -> None:
-        """Note that a worker is gone, with all that it did."""
-        worker = self._workers.pop(address, None)
-        if worker is not None:
-            worker.lost.set()
-            self.rates.remove(address)
+    async def keep_welcoming(self) -> None:
+        """Take in the workers that come, and those that answer again, until cancelled."""
+        begun: set[str] = set()
+
+        async def take_in(address: str) -> None:
+            is_told = False
+            while address in self._awaited:
+                try:
+                    await self.welcome([address])
+                except V2VError as error:
+                    self._awaited.discard(address)
+                    self.reporter.warning(error.message)
+                if address in self._awaited:
+                    if not is_told:
+                        is_told = True
+                        self.reporter.warning(
+                            f"the worker {address} does not answer: it takes guests when it does"
+                        )
+                    await anyio.sleep(self._lease_s / 4)
+            begun.discard(address)
+
+        async with anyio.create_task_group() as group:
+            while True:
+                self._is_awaiting = anyio.Event()
+                for address in self._awaited - begun:
+                    begun.add(address)
+                    group.start_soon(take_in, address)
+                await self._is_awaiting.wait()
+
+    def hear_of_workers(self, event: tuple[float, Any]) -> None:
+        """Take what the scheduler says to everybody: who has come, who is gone."""
+        _, message = event
+        if not isinstance(message, dict):
+            return
+        if message.get("action") == "add-worker":
+            self._await(message["worker"])
+        elif message.get("action") == "remove-worker":
+            self._awaited.discard(message["worker"])
+            for worker in list(self._sessions.values()):
+                if worker.address == message["worker"]:
+                    self._lose(worker, "is gone")
+
+    def _await(self, address: str) -> None:
+        if not self._is_closing:
+            self._awaited.add(address)
+            self._is_awaiting.set()
+
+    def _lose(self, worker: Worker, why: str) -> None:
+        """Note that a worker is gone, with all that it did in this session."""
+        self._sessions.pop(worker.session, None)
+        worker.lost.set()
+        if self._workers.get(worker.address) is worker:
+            del self._workers[worker.address]
+            self.rates.remove(worker.address)
             self._change()
-            self.reporter.warning(f"the worker {worker.label} is gone")
+            self.reporter.warning(f"the worker {worker.label} {why}")
 
     def lose_all(self) -> None:
         """Note that the scheduler is gone, and with it every way to a worker."""
         self.is_lost = True
-        for address in list(self._workers):
-            self._workers.pop(address).lost.set()
+        for worker in self._sessions.values():
+            worker.lost.set()
+        for known in (self._sessions, self._workers, self._awaited):
+            known.clear()
         self._change()
 
     async def keep_leases(self) -> None:
@@ -170,20 +258,31 @@ class Cluster:
 
     async def _renew(self, worker: Worker) -> None:
         try:
-            has_us = await self.ask(worker, "renew", timeout_s=self._lease_s / 4)
+            confirmed: float | None = await self.ask(
+                worker, "renew", timeout_s=self._lease_s / 4, confirmed=worker.confirmed
+            )
         except V2VError:
             # By then it has noticed too that it is not heard, and stopped.
             if time.monotonic() > worker.heard + 1.5 * self._lease_s:
-                self.lose(worker.address)
+                self._lose_for_now(worker, "does not answer")
             return
+        if confirmed is None:
+            # We were away for too long, as a laptop that slept, or it was.
+            self._lose_for_now(worker, "has stopped what it did: it did not hear from us in time")
+            return
+        worker.confirmed = confirmed
         worker.heard = time.monotonic()
-        if not has_us:
-            # We were away for too long, as a laptop that slept.
-            self.lose(worker.address)
-            await self.welcome([worker.address])
+
+    def _lose_for_now(self, worker: Worker, why: str) -> None:
+        """Lose a worker that may only have been out of reach: it is taken in again."""
+        if not self._is_closing and worker.session in self._sessions:
+            self._lose(worker, why)
+            self._await(worker.address)
 
     async def close(self) -> None:
         """Have all workers end what they do for this run."""
+        self._is_closing = True
+        self._awaited.clear()
         for token in self._tokens.values():
             token.unlink(missing_ok=True)
         async with anyio.create_task_group() as group:
@@ -206,40 +305,7 @@ class Cluster:
         Raises:
             V2VError: its error, or that it is gone or does not answer.
         """
-        from v2v_async.batch.cluster.host import answer
-
-        request = Sealed.of((what, self.session, arguments))
-        answers: list[Sealed] = []
-        problems: list[str] = []
-
-        async def send(scope: anyio.CancelScope) -> None:
-            try:
-                found = await self._client.run(answer, request, workers=[worker.address])
-                answers.append(found[worker.address])
-            except Exception as error:  # whatever dask's comms raise when one side goes away
-                problems.append(f"{type(error).__name__}: {error}")
-            scope.cancel()
-
-        async def lose(scope: anyio.CancelScope) -> None:
-            await worker.lost.wait()
-            scope.cancel()
-
-        with anyio.move_on_after(timeout_s):
-            async with anyio.create_task_group() as race:
-                race.start_soon(send, race.cancel_scope)
-                race.start_soon(lose, race.cancel_scope)
-        if answers:
-            result, error = answers[0].open()
-            if error is not None:
-                raise error_sent(error)
-            return result
-        if worker.lost.is_set() or self.is_lost:
-            raise worker.gone()
-        raise V2VError(
-            f"the worker {worker.label} does not answer"
-            + (f" ({problems[0]})" if problems else f" within {timeout_s:.0f} s"),
-            hint="is it up, and the way to it from the scheduler open?",
-        )
+        return await ask(self._client, worker, what, timeout_s=timeout_s, **arguments)
 
     @contextmanager
     def listening(self, name: str, to: Callable[[dict[str, Any]], None]) -> Iterator[None]:
@@ -253,13 +319,12 @@ class Cluster:
     def hear(self, event: tuple[float, Any]) -> None:
         """Take what a worker has sent: events, and answers behind the events before them."""
         _, message = event
-        worker = self._workers.get(message["worker"])
+        worker = self._sessions.get(message["session"])
         if worker is not None:
             worker.number += 1
             if message["number"] != worker.number:
                 # Never seen. What it says can't be relied on any more.
-                self.reporter.warning(f"something that the worker {worker.label} said is missing")
-                self.lose(worker.address)
+                self._lose_for_now(worker, "has said something that did not arrive")
         for line in message["lines"]:
             if not line.startswith('{"answer"'):
                 self.reporter.pass_on(Event.from_json(line))
@@ -290,10 +355,10 @@ class Cluster:
         if directory not in worker.sees:
             token = self._tokens.get(directory)
             if token is None:
-                token = self._tokens[directory] = directory / f".v2v-async-{self.session}"
+                token = self._tokens[directory] = directory / f".v2v-async-{self.name}"
                 with suppress(OSError):  # where we can't write, nobody finds it
-                    token.write_text(self.session)
-            worker.sees[directory] = await self.ask(worker, "sees", token=token)
+                    token.write_text(self.name)
+            worker.sees[directory] = await self.ask(worker, "sees", token=token, text=self.name)
         return worker.sees[directory]
 
     @asynccontextmanager
@@ -347,7 +412,7 @@ class Cluster:
             with self.listening(f"held {name}", held):
                 future = self._client.submit(
                     hold,
-                    self.session,
+                    worker.session,
                     name,
                     key=name,
                     workers=[worker.address],

@@ -91,14 +91,13 @@ async def open_cluster(
             client = await _client(stack, address, logs, conversions, copies)
             cluster = Cluster(client, address, reporter, open_workshop, lease_s)
             client.subscribe_topic(cluster.topic, cluster.hear)
-            comings = _Comings(cluster)
-            client.subscribe_topic("all", comings.hear)
-            await cluster.welcome()
+            client.subscribe_topic("all", cluster.hear_of_workers)
+            await cluster.welcome_all()
             if not cluster.workers:
                 raise cluster.problem or no_worker(cluster.uri)
             async with anyio.create_task_group() as group:
                 group.start_soon(_watch_scheduler, client, cluster)
-                group.start_soon(comings.welcome)
+                group.start_soon(cluster.keep_welcoming)
                 group.start_soon(cluster.keep_leases)
                 group.start_soon(cluster.rates.keep_telling)
                 try:
@@ -192,34 +191,3 @@ async def _watch_scheduler(client: Client, cluster: Cluster) -> None:
         f"the scheduler {cluster.address} went away",
         hint="start it and its workers again, then go on: v2v-async batch resume",
     )
-
-
-class _Comings:
-    """Workers that go, which is noted at once, and workers that come."""
-
-    def __init__(self, cluster: Cluster) -> None:
-        self._cluster = cluster
-        self._come: list[str] = []
-        self._is_new = anyio.Event()
-
-    def hear(self, event: tuple[float, Any]) -> None:
-        """Take what the scheduler says to everybody."""
-        _, message = event
-        if not isinstance(message, dict):
-            return
-        if message.get("action") == "remove-worker":
-            self._cluster.lose(message["worker"])
-        elif message.get("action") == "add-worker":
-            self._come.append(message["worker"])
-            self._is_new.set()
-
-    async def welcome(self) -> None:
-        """Take in the workers that come, until cancelled."""
-        while True:
-            await self._is_new.wait()
-            self._is_new = anyio.Event()
-            come, self._come = self._come, []
-            try:
-                await self._cluster.welcome(come)
-            except V2VError as error:
-                self._cluster.reporter.warning(error.message)

@@ -87,18 +87,17 @@ class Host(WorkerPlugin):
         if what == "keeps":
             return await anyio.to_thread.run_sync(kept, arguments["path"])
         if what == "sees":
-            return await anyio.to_thread.run_sync(_holds, arguments["token"], session)
+            return await anyio.to_thread.run_sync(_holds, arguments["token"], arguments["text"])
         if what == "take_over":
-            return await self._end([each for each in self._of(arguments["run"]) if each != session])
+            run = arguments["run"]
+            return await self._end([name for name, at in self.sessions.items() if at.run == run])
         if what == "close":
             if session in self.sessions:
                 self.sessions[session].forget_all()
             return await self._end([session])
         mine = self.sessions.get(session)
         if what == "renew":
-            if mine is not None:
-                mine.renew()
-            return mine is not None
+            return None if mine is None else mine.renew(**arguments)
         if mine is None:
             raise V2VError("the worker has given up what it did: it did not hear from us in time")
         match what:
@@ -142,11 +141,12 @@ class Host(WorkerPlugin):
         topic: str,
         lease_s: float,
         open_workshop: OpenWorkshop,
-    ) -> None:
-        """Begin a session."""
+    ) -> float:
+        """Begin a session; return what its clock says."""
         assert self._group is not None
-        mine = Session(run, lease_s, partial(self._send, topic, itertools.count(1)))
+        mine = Session(run, lease_s, partial(self._send, topic, session, itertools.count(1)))
         await self._group.start(self._live, session, mine, open_workshop)
+        return mine.clock()
 
     async def _live(
         self,
@@ -162,9 +162,6 @@ class Host(WorkerPlugin):
         finally:
             del self.sessions[session]
 
-    def _of(self, run: str) -> list[str]:
-        return [name for name, each in self.sessions.items() if each.run == run]
-
     async def _end(self, names: list[str]) -> int:
         ending = [self.sessions[name] for name in names if name in self.sessions]
         for each in ending:
@@ -173,15 +170,13 @@ class Host(WorkerPlugin):
             await each.ended.wait()
         return len(ending)
 
-    def _send(self, topic: str, numbers: Iterator[int], lines: list[str]) -> None:
-        self._worker.log_event(
-            topic, {"worker": self._worker.address, "number": next(numbers), "lines": lines}
-        )
+    def _send(self, topic: str, session: str, numbers: Iterator[int], lines: list[str]) -> None:
+        self._worker.log_event(topic, {"session": session, "number": next(numbers), "lines": lines})
 
 
-def _holds(token: Path, session: str) -> bool:
+def _holds(token: Path, text: str) -> bool:
     try:
-        return token.read_text() == session
+        return token.read_text() == text
     except OSError:
         return False
 

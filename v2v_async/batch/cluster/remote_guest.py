@@ -86,6 +86,8 @@ class RemoteGuest:
 
     async def reopen(self) -> bool:
         """See :class:`GuestWork`."""
+        # What nobody is there to tell of may only be out of reach for a moment.
+        await self._cluster.worker_for(None, None)
         among, is_done = await self._keepers()
         if is_done:
             await self._forget_here()

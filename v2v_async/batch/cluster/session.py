@@ -1,4 +1,4 @@
-"""What one run of one supervisor has in one worker process.
+"""What a supervisor has in a worker process, from when it takes that in until it loses it.
 
 It ends when the supervisor says so, when it is not heard of for the length of the lease, and with
 the worker. Guests are then suspended: their servers end, and a later attempt can go on.
@@ -45,7 +45,7 @@ class Session:
         self._lease_s = lease_s
         self._outbox = Outbox(run, send)
         self._reporter = Reporter(self._outbox.event, run)
-        self._heard = time.monotonic()
+        self._heard = self.clock()
         self._workshop: Pool | None = None
         self._group: anyio.abc.TaskGroup | None = None
         self._attempts: dict[str, Attempt] = {}
@@ -91,12 +91,28 @@ class Session:
         for path in self._own:
             tombstone(path).unlink(missing_ok=True)
 
-    def renew(self) -> None:
-        """Note that the supervisor is there."""
-        self._heard = time.monotonic()
+    @staticmethod
+    def clock() -> float:
+        """Return the time by which leases are measured here (s)."""
+        return time.monotonic()
+
+    def renew(self, confirmed: float) -> float | None:
+        """Note that the supervisor is there; return the time, or None when the lease has ended.
+
+        ``confirmed`` is what the last answer said that the supervisor has. The lease goes on from
+        then and not from now: a renewal may have been under way for long, as to a machine that was
+        out of reach, and who sent it may have given us up since. One never revives a lease.
+        """
+        if self._left_s() <= 0:
+            return None
+        self._heard = max(self._heard, confirmed)
+        return self.clock()
+
+    def _left_s(self) -> float:
+        return self._heard + self._lease_s - self.clock()
 
     async def _lease(self) -> None:
-        while (left := self._heard + self._lease_s - time.monotonic()) > 0:
+        while (left := self._left_s()) > 0:
             with anyio.move_on_after(left):
                 await self._closing.wait()
                 return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,13 +31,20 @@ class Introduction:
 
 @dataclass(slots=True)
 class Worker:
-    """A worker that takes part. ``sees``: which directories it is known to share with us."""
+    """A worker that takes part, from when it is taken in until it is lost.
+
+    ``session`` names that time; a worker that is taken in again begins another one. ``sees``:
+    which directories it is known to share with us. ``heard``: when its last answer to a renewal
+    came, and ``confirmed`` what its own clock said then (s). ``number``: of its last message.
+    """
 
     introduction: Introduction
     load: Load
     sees: dict[Path, bool] = field(default_factory=dict)
     lost: anyio.Event = field(default_factory=anyio.Event)
+    session: str = field(default_factory=lambda: uuid.uuid4().hex)
     heard: float = 0.0
+    confirmed: float = 0.0
     number: int = 0
 
     @property
